@@ -1,0 +1,35 @@
+//! The one record through which userspace steers the programs while they run.
+
+/// Lives in a one-element, memory-mapped array, so that switching is a single
+/// store.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Non-zero while events count. Set when every probe is in, cleared before
+    /// the first one is taken out: otherwise an allocation could be seen
+    /// without its free.
+    pub enabled: u32,
+    /// Only this thread group's events count; 0 leaves the choice to the link.
+    /// Needed when a link can't be bound to the process, because its main
+    /// thread has ended.
+    pub only_tgid: u32,
+    /// Where the kernel's return trampoline is mapped in the target (the
+    /// `[uprobes]` mapping): what a pending return probe leaves at the top of
+    /// the stack.
+    pub trampoline: u64,
+    /// Smallest requested size that is recorded, bytes.
+    pub min_size: u64,
+    /// Largest requested size that is recorded, bytes.
+    pub max_size: u64,
+}
+
+/// Where the kernel puts the trampoline unless that page is taken: the last
+/// page of the user address space on x86_64 (`xol_add_vma` in
+/// `kernel/events/uprobes.c`).
+pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
+
+const _: () = assert!(size_of::<Control>() == 32);
+
+#[cfg(feature = "user")]
+// SAFETY: integers only, no padding, every bit pattern is valid.
+unsafe impl aya::Pod for Control {}

@@ -1,0 +1,104 @@
+//! Everything that is counted, in one list: the programs increment by name,
+//! reports print text from here, and the JSON has all of them.
+
+/// What a non-zero counter says about the totals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing is missing; the counter only tells what was seen.
+    None,
+    /// Blocks may be missing: totals are a lower bound.
+    Lost,
+    /// Blocks may be there that were given back, or be counted at a wrong
+    /// place: totals are inexact.
+    Inexact,
+}
+
+macro_rules! counters {
+    ($( $(#[$doc:meta])* $variant:ident, $name:literal, $effect:ident, $text:literal; )*) => {
+        /// One counter, named after the event it counts.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Counter { $( #[doc = $text] $variant, )* }
+
+        impl Counter {
+            /// Every counter, in the order of its index.
+            pub const ALL: &'static [Self] = &[ $( Self::$variant, )* ];
+
+            /// Its key in the JSON report.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $( Self::$variant => $name, )* }
+            }
+            /// What it does to the totals.
+            #[must_use]
+            pub const fn effect(self) -> Effect {
+                match self { $( Self::$variant => Effect::$effect, )* }
+            }
+            /// What happened, for a person; follows the number.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match self { $( Self::$variant => $text, )* }
+            }
+        }
+    };
+}
+
+counters! {
+    AllocCalls, "alloc_calls", None, "calls that ask for memory";
+    FreeCalls, "free_calls", None, "calls that give memory back";
+    UnknownFree, "unknown_free", None, "frees of blocks that were not recorded (from before attaching, filtered or lost)";
+    FailedAlloc, "failed_alloc", None, "allocations that the allocator refused";
+    Filtered, "filtered", None, "allocations left out by the size filter";
+    TailCall, "tail_call", None, "watched functions that jumped to another one";
+    NestedCall, "nested_call", None, "calls made by the allocator itself, part of the outer call";
+    Vfork, "vfork", Inexact, "vfork children, which share the memory: their own calls were not seen";
+    Exec, "exec", None, "times that the process replaced itself by exec";
+    ExitInCall, "exit_in_call", Inexact, "threads that ended inside a call";
+    StaleInFlight, "stale_in_flight", Inexact, "calls left without returning (longjmp, an exception)";
+    NestedAlloc, "nested_alloc", Inexact, "allocations inside an allocation (a signal handler?), counted as part of the outer call";
+    ReplacedBlock, "replaced_block", Inexact, "blocks whose free was not seen: their address was handed out again";
+    BadOutPointer, "bad_out_pointer", Lost, "results that could not be read through the out-pointer";
+    SizeTooLarge, "size_too_large", Inexact, "sizes over 2^48-1 bytes, recorded as that";
+    StackNotStored, "stack_not_stored", None, "allocations accounted to \"stack not stored\"";
+    SumMissing, "sum_missing", Inexact, "blocks that no sum exists for";
+    LiveFull, "live_full", Lost, "blocks not recorded: table of live blocks full (--max-blocks)";
+    LiveNoMemory, "live_no_memory", Lost, "blocks not recorded: kernel out of memory (ENOMEM)";
+    LiveBusy, "live_busy", Lost, "blocks not recorded: map busy (EBUSY)";
+    LiveDeadlock, "live_deadlock", Lost, "blocks not recorded: lock refused (EDEADLK)";
+    LiveTimedOut, "live_timed_out", Lost, "blocks not recorded: lock timed out (ETIMEDOUT)";
+    LiveOther, "live_other_error", Lost, "blocks not recorded: other error";
+    FreeBusy, "free_busy", Inexact, "frees not carried out: map busy (EBUSY)";
+    FreeDeadlock, "free_deadlock", Inexact, "frees not carried out: lock refused (EDEADLK)";
+    FreeTimedOut, "free_timed_out", Inexact, "frees not carried out: lock timed out (ETIMEDOUT)";
+    FreeOther, "free_other_error", Inexact, "frees not carried out: other error";
+    FreeRetried, "free_retried", None, "frees carried out at the second try";
+    InFlightFull, "in_flight_full", Lost, "calls not followed: table of threads full";
+    InFlightOther, "in_flight_other_error", Lost, "calls not followed: other error";
+    StackTableFull, "stack_table_full", None, "stacks not stored: table full (--max-stacks)";
+    StackTableOther, "stack_table_other_error", None, "stacks not stored: other error";
+    StackCollision, "stack_collision", None, "stacks not stored: another one has the same hash";
+    StackChanged, "stack_changed", None, "stacks not stored: they changed while being read";
+}
+
+/// How many counters there are.
+pub const COUNTERS: usize = Counter::ALL.len();
+
+/// Value of the per-CPU counter map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterBlock {
+    /// By [`Counter`] index.
+    pub events: [u64; COUNTERS],
+    /// Calls inside calls, by outer and inner [`crate::function::Role`].
+    pub nested: [[u64; crate::function::Role::COUNT]; crate::function::Role::COUNT],
+}
+
+impl Default for CounterBlock {
+    fn default() -> Self {
+        Self { events: [0; COUNTERS], nested: [[0; 6]; 6] }
+    }
+}
+
+#[cfg(feature = "user")]
+// SAFETY: integers only, no padding, every bit pattern is valid.
+unsafe impl aya::Pod for CounterBlock {}

@@ -1,0 +1,90 @@
+//! Stacks, how they end, and the sums kept for each.
+
+/// Most frames that are kept, the watched function's own included.
+pub const MAX_FRAMES: usize = 128;
+
+/// How the walk of a stack ended.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StackEnd {
+    /// The chain of frame pointers ended with 0. Complete only if the last
+    /// frame is where a thread begins, which userspace decides.
+    ChainEnd = 0,
+    /// [`MAX_FRAMES`] reached.
+    TooDeep = 1,
+    /// A frame pointer that can't be one: not above the last, not aligned, or
+    /// far from the stack. The function keeps no frame pointers.
+    BadFramePointer = 2,
+    /// Memory at the frame pointer could not be read.
+    Unreadable = 3,
+    /// The stack itself could not be stored; there are no frames.
+    NotStored = 4,
+}
+
+impl StackEnd {
+    /// Every end, in the order of its number.
+    pub const ALL: [Self; 5] = [
+        Self::ChainEnd,
+        Self::TooDeep,
+        Self::BadFramePointer,
+        Self::Unreadable,
+        Self::NotStored,
+    ];
+
+    /// The end with this number.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|end| *end as u32 == number)
+    }
+}
+
+/// Id under which blocks are accounted whose stack could not be stored.
+pub const NOT_STORED: u64 = 1;
+
+/// Value of the stack table; its key is the stack's id, a hash of all of this.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackRecord {
+    /// A second hash, to tell apart stacks with the same id.
+    pub check: u64,
+    /// A [`StackEnd`].
+    pub end: u32,
+    /// How many of `frames` are valid.
+    pub depth: u32,
+    /// Addresses: frame 0 is the probed instruction in the watched function,
+    /// the others are return addresses, from the caller outwards.
+    pub frames: [u64; MAX_FRAMES],
+}
+
+/// What was allocated and given back with one stack, since the start, on one
+/// CPU. The sum over all CPUs is right; a single one may well have freed more
+/// than it allocated.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackSums {
+    /// [`StackRecord::check`], or 0 when this CPU has not compared it yet.
+    pub check: u64,
+    /// Bytes requested.
+    pub alloc_bytes: u64,
+    /// Blocks allocated.
+    pub alloc_blocks: u64,
+    /// Bytes given back.
+    pub freed_bytes: u64,
+    /// Blocks given back.
+    pub freed_blocks: u64,
+}
+
+impl StackRecord {
+    /// No frames, no end.
+    pub const EMPTY: Self = Self { check: 0, end: 0, depth: 0, frames: [0; MAX_FRAMES] };
+}
+
+const _: () = assert!(size_of::<StackRecord>() == 16 + 8 * MAX_FRAMES);
+const _: () = assert!(size_of::<StackSums>() == 40);
+
+#[cfg(feature = "user")]
+// SAFETY: integers only, no padding, every bit pattern is valid.
+unsafe impl aya::Pod for StackRecord {}
+#[cfg(feature = "user")]
+// SAFETY: integers only, no padding, every bit pattern is valid.
+unsafe impl aya::Pod for StackSums {}

@@ -1,0 +1,3 @@
+//! The `leaktrace` command.
+
+fn main() {}

@@ -1,0 +1,351 @@
+//! What a report says, as plain data: made by [`crate::aggregate`], turned into
+//! text and pictures by [`crate::report`]. Nothing here reads or writes.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use leaktrace_common::counter::{Counter, CounterBlock, Effect};
+
+/// Everything known at one moment of a trace.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The traced process.
+    pub process: ProcessInfo,
+    /// What was traced and how.
+    pub trace: TraceInfo,
+    /// When this was taken, wall clock.
+    pub taken: jiff::Zoned,
+    /// How long events have counted until now (or until the probes went).
+    pub elapsed: Duration,
+    /// Whether this is the last report: the probes are gone.
+    pub end: Option<EndReason>,
+    /// Counters summed over CPUs.
+    pub counters: CounterBlock,
+    /// Sums over all stacks, unfiltered.
+    pub totals: Sums,
+    /// Allocations per second since the previous report (since the start in
+    /// the final one).
+    pub alloc_rate: f64,
+    /// What tracing costs: share of the target's CPU time that goes into the
+    /// probes (0 to 1); `None` while unknown.
+    pub cost: Option<f64>,
+    /// The process's memory at the start.
+    pub memory_at_start: MemorySample,
+    /// The process's memory now (the last that could be read).
+    pub memory: MemorySample,
+    /// Share of the allocations whose stack is complete, 0 to 1; `None`
+    /// without allocations.
+    pub complete_share: Option<f64>,
+    /// Sites that pass the filters, ordered by [`TraceInfo::sort`], largest
+    /// first. In a periodic report only the first `--top`; in the last and in
+    /// written outputs all.
+    pub sites: Vec<Site>,
+    /// Indices into `sites` of those that grow, fastest first (at most `--top`).
+    pub growing: Vec<usize>,
+    /// How many sites there are that pass the filters, shown or not.
+    pub site_count: usize,
+    /// Whether ages and filters by age were computed from the blocks.
+    pub ages_known: bool,
+    /// Things a person should know about how far this report can be trusted,
+    /// a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Who is traced.
+#[derive(Clone, Debug)]
+pub struct ProcessInfo {
+    /// Process id (thread group id).
+    pub pid: u32,
+    /// Command name (`comm`).
+    pub name: String,
+    /// The executable, as `/proc/PID/exe` shows it.
+    pub exe: PathBuf,
+    /// When the process started, wall clock.
+    pub started: jiff::Zoned,
+}
+
+/// What was traced, since when, with which probes and filters.
+#[derive(Clone, Debug)]
+pub struct TraceInfo {
+    /// Wall clock at the moment from which events count.
+    pub started: jiff::Zoned,
+    /// When events began to count.
+    pub enabled: Edge,
+    /// When they ceased to; `None` while they do.
+    pub disabled: Option<Edge>,
+    /// The files and functions that are watched.
+    pub watched: Vec<WatchedFileInfo>,
+    /// Options that shape the report, as name and value.
+    pub options: Vec<(String, String)>,
+    /// Kernel features found and whether they are used.
+    pub features: Vec<FeatureInfo>,
+    /// What sites are ordered by.
+    pub sort: SortKey,
+    /// Cost of one allocation with its free, measured on leaktrace itself.
+    pub pair_cost: Option<Duration>,
+}
+
+/// An instant of `CLOCK_MONOTONIC` known within bounds, nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edge {
+    /// Not before.
+    pub earliest_ns: u64,
+    /// Not after.
+    pub latest_ns: u64,
+}
+
+/// A file whose functions are watched.
+#[derive(Clone, Debug)]
+pub struct WatchedFileInfo {
+    /// Its path in the target.
+    pub path: PathBuf,
+    /// Build id, hexadecimal.
+    pub build_id: Option<String>,
+    /// Names of the watched functions; aliases of one address joined by `/`.
+    pub functions: Vec<String>,
+}
+
+/// One kernel feature.
+#[derive(Clone, Debug)]
+pub struct FeatureInfo {
+    /// Its name, as `LEAKTRACE_DISABLE_FEATURES` takes it.
+    pub name: &'static str,
+    /// Whether the kernel has it.
+    pub available: bool,
+    /// Whether it is used (it may be available and switched off).
+    pub used: bool,
+}
+
+/// Why a trace ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EndReason {
+    /// `--duration` was over.
+    Duration,
+    /// A signal, by its name (`SIGINT`).
+    Signal(&'static str),
+    /// The target ended.
+    TargetExit,
+    /// The target replaced itself by exec.
+    TargetExec,
+    /// Nobody reads stdout any more.
+    OutputClosed,
+    /// The brake: share of the target's CPU time that tracing took, and the
+    /// limit (0 to 1).
+    Overhead {
+        /// What it took.
+        cost: f64,
+        /// What was allowed.
+        limit: f64,
+    },
+}
+
+/// What was allocated and given back, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Bytes requested.
+    pub alloc_bytes: u64,
+    /// Blocks allocated.
+    pub alloc_blocks: u64,
+    /// Bytes given back.
+    pub freed_bytes: u64,
+    /// Blocks given back.
+    pub freed_blocks: u64,
+}
+
+impl Sums {
+    /// Bytes allocated and not given back.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.alloc_bytes.saturating_sub(self.freed_bytes)
+    }
+    /// Blocks allocated and not given back.
+    #[must_use]
+    pub fn live_blocks(&self) -> u64 {
+        self.alloc_blocks.saturating_sub(self.freed_blocks)
+    }
+    /// Share of the blocks that were given back, 0 to 1; 0 without any block.
+    #[must_use]
+    pub fn freed_share(&self) -> f64 {
+        if self.alloc_blocks == 0 {
+            return 0.0;
+        }
+        self.freed_blocks as f64 / self.alloc_blocks as f64
+    }
+}
+
+/// One allocation site: a stack and what it holds.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The stack's id; stable within one trace.
+    pub stack_id: u64,
+    /// What can be held (always `heap` for malloc's family).
+    pub class: &'static str,
+    /// What it allocated and gave back since the start. With filters by age:
+    /// only the live blocks that pass, nothing freed.
+    pub sums: Sums,
+    /// Growth of live bytes per minute since the start.
+    pub growth_per_minute: f64,
+    /// Age of its oldest live block, when ages are known.
+    pub oldest_age: Option<Duration>,
+    /// How the stack ended.
+    pub end: Completeness,
+    /// From the allocating function (`malloc`) outwards. Inlined functions are
+    /// frames of their own, innermost first.
+    pub frames: Arc<[Frame]>,
+}
+
+/// How a stack ended, for a person.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    /// It reaches the function in which its thread began.
+    Complete,
+    /// It does not, for this reason.
+    Incomplete(&'static str),
+}
+
+impl Completeness {
+    /// Whether nothing is missing.
+    #[must_use]
+    pub fn is_complete(self) -> bool {
+        self == Self::Complete
+    }
+}
+
+/// One function of a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Demangled name of the function; `None` when no symbol covers the
+    /// address.
+    pub symbol: Option<String>,
+    /// Bytes from the function's start; 0 for inlined functions.
+    pub symbol_offset: u64,
+    /// The mapped file's path in the target, `[vdso]` and the like, or `None`
+    /// for memory that no file backs.
+    pub module: Option<Arc<str>>,
+    /// The address as an offset in that file; for memory without a file, the
+    /// address itself.
+    pub file_offset: u64,
+    /// Build id of that file, hexadecimal.
+    pub build_id: Option<Arc<str>>,
+    /// Source file.
+    pub source: Option<Arc<str>>,
+    /// Line in it.
+    pub line: Option<u32>,
+    /// The function was inlined into the next frame.
+    pub inlined: bool,
+    /// Whose function it is.
+    pub kind: FrameKind,
+}
+
+/// Whose function a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameKind {
+    /// The allocator's own (`malloc`), or a thin wrapper that allocates on
+    /// someone's behalf (`operator new`, `strdup`).
+    Allocator,
+    /// The program's and its libraries'.
+    Program,
+}
+
+/// The process's memory and other things that may grow, from `/proc`; `None`
+/// is what could not be read. Bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemorySample {
+    /// Resident set.
+    pub rss: Option<u64>,
+    /// Resident anonymous memory.
+    pub rss_anon: Option<u64>,
+    /// Resident file mappings.
+    pub rss_file: Option<u64>,
+    /// Resident shared memory.
+    pub rss_shmem: Option<u64>,
+    /// Swapped out.
+    pub swap: Option<u64>,
+    /// Address space.
+    pub vm_size: Option<u64>,
+    /// Threads.
+    pub threads: Option<u64>,
+    /// Open descriptors.
+    pub descriptors: Option<u64>,
+    /// Memory use of its cgroup.
+    pub cgroup_usage: Option<u64>,
+    /// Memory limit of its cgroup (the tightest of its ancestors); `None` also
+    /// when there is none.
+    pub cgroup_limit: Option<u64>,
+}
+
+/// What to sort sites by, descending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SortKey {
+    /// Live bytes.
+    #[default]
+    LiveBytes,
+    /// Growth of live bytes.
+    Growth,
+    /// Live blocks.
+    LiveBlocks,
+    /// Bytes allocated since the start.
+    AllocBytes,
+}
+
+/// What a flamegraph's widths and a folded line's number mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Weight {
+    /// Bytes allocated and not given back.
+    #[default]
+    LiveBytes,
+    /// Blocks allocated and not given back.
+    LiveBlocks,
+    /// Bytes allocated since the start.
+    AllocBytes,
+    /// Blocks allocated since the start.
+    AllocBlocks,
+}
+
+impl Report {
+    /// Events that were lost, over all reasons; totals are a lower bound when
+    /// it is not 0.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.count(Effect::Lost)
+    }
+    /// Events that make totals inexact, over all reasons.
+    #[must_use]
+    pub fn inexact(&self) -> u64 {
+        self.count(Effect::Inexact)
+    }
+    /// One counter.
+    #[must_use]
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.events[counter as usize]
+    }
+    fn count(&self, effect: Effect) -> u64 {
+        Counter::ALL
+            .iter()
+            .filter(|counter| counter.effect() == effect)
+            .map(|counter| self.counter(*counter))
+            .sum()
+    }
+}
+
+impl Site {
+    /// The site's key under which [`SortKey`] orders, larger first.
+    #[must_use]
+    pub fn sort_value(&self, key: SortKey) -> f64 {
+        match key {
+            SortKey::LiveBytes => self.sums.live_bytes() as f64,
+            SortKey::Growth => self.growth_per_minute,
+            SortKey::LiveBlocks => self.sums.live_blocks() as f64,
+            SortKey::AllocBytes => self.sums.alloc_bytes as f64,
+        }
+    }
+    /// The site's weight in a flamegraph.
+    #[must_use]
+    pub fn weight(&self, weight: Weight) -> u64 {
+        match weight {
+            Weight::LiveBytes => self.sums.live_bytes(),
+            Weight::LiveBlocks => self.sums.live_blocks(),
+            Weight::AllocBytes => self.sums.alloc_bytes,
+            Weight::AllocBlocks => self.sums.alloc_blocks,
+        }
+    }
+}
