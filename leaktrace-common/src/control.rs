@@ -13,6 +13,10 @@ pub struct Control {
     /// Needed when a link can't be bound to the process, because its main
     /// thread has ended.
     pub only_tgid: u32,
+    /// The traced thread group, for events that no link filters.
+    pub target_tgid: u32,
+    /// Always 0.
+    pub padding: u32,
     /// Where the kernel's return trampoline is mapped in the target (the
     /// `[uprobes]` mapping): what a pending return probe leaves at the top of
     /// the stack.
@@ -28,7 +32,7 @@ pub struct Control {
 /// `kernel/events/uprobes.c`).
 pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
 
-const _: () = assert!(size_of::<Control>() == 32);
+const _: () = assert!(size_of::<Control>() == 40);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

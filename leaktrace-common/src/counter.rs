@@ -83,6 +83,11 @@ counters! {
 /// How many counters there are.
 pub const COUNTERS: usize = Counter::ALL.len();
 
+/// Rows and columns of the table of nested calls: the roles, rounded up to a
+/// power of two.
+pub const NESTED_ROLES: usize = 8;
+const _: () = assert!(crate::function::Role::COUNT <= NESTED_ROLES);
+
 /// Value of the per-CPU counter map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,12 +95,12 @@ pub struct CounterBlock {
     /// By [`Counter`] index.
     pub events: [u64; COUNTERS],
     /// Calls inside calls, by outer and inner [`crate::function::Role`].
-    pub nested: [[u64; crate::function::Role::COUNT]; crate::function::Role::COUNT],
+    pub nested: [[u64; NESTED_ROLES]; NESTED_ROLES],
 }
 
 impl Default for CounterBlock {
     fn default() -> Self {
-        Self { events: [0; COUNTERS], nested: [[0; 6]; 6] }
+        Self { events: [0; COUNTERS], nested: [[0; NESTED_ROLES]; NESTED_ROLES] }
     }
 }
 

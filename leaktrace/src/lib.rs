@@ -1,4 +1,5 @@
 //! leaktrace: which call stacks of a live process hold the memory that is not
 //! given back. `ARCHITECTURE.md` has the map of these modules.
 
+pub mod bpf;
 pub mod model;

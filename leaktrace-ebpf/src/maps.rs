@@ -1,0 +1,49 @@
+//! The maps, all of them. Sizes and flags given here are replaced at load by
+//! userspace (`--max-blocks` and so on).
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap},
+};
+use leaktrace_common::{
+    control::Control,
+    counter::CounterBlock,
+    in_flight::InFlight,
+    live::{LiveKey, LiveValue},
+    stack::{StackRecord, StackSums},
+};
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// How userspace steers the programs.
+#[map]
+pub static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Blocks that were allocated and not given back.
+#[map]
+pub static LIVE: HashMap<LiveKey, LiveValue> = HashMap::with_max_entries(1 << 20, 0);
+
+/// Calls in flight, by thread id.
+#[map]
+pub static IN_FLIGHT: HashMap<u32, InFlight> = HashMap::with_max_entries(8192, 0);
+
+/// Frames of each stack, by its id; written once.
+#[map]
+pub static STACKS: HashMap<u64, StackRecord> = HashMap::with_max_entries(16384, 0);
+
+/// Sums of each stack, by its id.
+#[map]
+pub static SUMS: PerCpuHashMap<u64, StackSums> = PerCpuHashMap::with_max_entries(16384, 0);
+
+/// A record of zeros, from which new entries of [`STACKS`] are made: too large
+/// for a program's own stack.
+#[map]
+pub static EMPTY_STACK: Array<StackRecord> = Array::with_max_entries(1, 0);
+
+/// Counters.
+#[map]
+pub static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(1, 0);
+
+/// Calls seen by the estimate.
+#[map]
+pub static TALLY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);

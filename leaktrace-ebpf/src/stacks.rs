@@ -1,0 +1,224 @@
+//! Walking, hashing and storing stacks, and the sums of each.
+//!
+//! The hot path only computes a stack's hash. Its frames are stored when the
+//! hash is met for the first time, by walking the same stack again at the
+//! call's return: the caller's frames are still there then, and the frame that
+//! the return probe overwrote is in the record.
+
+use leaktrace_common::{
+    counter::Counter,
+    in_flight::InFlight,
+    live::LiveValue,
+    stack::{MAX_FRAMES, NOT_STORED, StackEnd, StackRecord, StackSums},
+};
+
+use crate::{
+    counters::{add, count},
+    maps::{EMPTY_STACK, STACKS, SUMS},
+    user_memory,
+};
+
+const BPF_NOEXIST: u64 = 1;
+const E2BIG: i32 = -7;
+const EEXIST: i32 = -17;
+
+/// A frame farther than this from the stack pointer belongs to something else:
+/// the register held no frame pointer.
+const MAX_STACK_SPAN: u64 = 256 << 20;
+
+/// Two independent hashes of a stack. Every frame is mixed into both by a
+/// multiplication with an odd constant (those of xxHash64's primes) and a
+/// shift, so that neither is a function of the other.
+#[derive(Clone, Copy)]
+pub struct StackHash {
+    pub id: u64,
+    pub check: u64,
+}
+
+impl StackHash {
+    const SEED: Self = Self { id: 0x27d4_eb2f_1656_67c5, check: 0x1656_67b1_9e37_79f9 };
+
+    #[inline(always)]
+    fn mix(&mut self, value: u64) {
+        self.id = (self.id ^ value).wrapping_mul(0x9e37_79b1_85eb_ca87);
+        self.id ^= self.id >> 32;
+        self.check = (self.check.rotate_left(27) ^ value).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+        self.check ^= self.check >> 29;
+    }
+
+    #[inline(always)]
+    fn finish(mut self, end: u32) -> Self {
+        self.mix(u64::from(end));
+        // Small ids are reserved (see NOT_STORED); a check of 0 means unknown.
+        self.id |= 1 << 63;
+        self.check |= 1;
+        self
+    }
+}
+
+/// Walks the chain of frame pointers, giving every return address above the
+/// call to `visit` with its index in the stack (2 and up). Returns how the
+/// walk ended and how many frames there are.
+#[inline(always)]
+fn walk(stack_pointer: u64, frame_pointer: u64, mut visit: impl FnMut(usize, u64)) -> (u32, u32) {
+    let mut frame_pointer = frame_pointer;
+    let mut last = stack_pointer;
+    let mut depth = 2;
+    while depth < MAX_FRAMES {
+        if frame_pointer == 0 {
+            return (StackEnd::ChainEnd as u32, depth as u32);
+        }
+        if frame_pointer <= last
+            || frame_pointer & 7 != 0
+            || frame_pointer - stack_pointer > MAX_STACK_SPAN
+        {
+            return (StackEnd::BadFramePointer as u32, depth as u32);
+        }
+        let Some([next, return_address]) = user_memory::read::<[u64; 2]>(frame_pointer) else {
+            return (StackEnd::Unreadable as u32, depth as u32);
+        };
+        if return_address == 0 {
+            return (StackEnd::ChainEnd as u32, depth as u32);
+        }
+        visit(depth, return_address);
+        depth += 1;
+        last = frame_pointer;
+        frame_pointer = next;
+    }
+    (StackEnd::TooDeep as u32, depth as u32)
+}
+
+/// The hash of the stack of a call that was just entered.
+#[inline(always)]
+pub fn hash(
+    function_ip: u64,
+    return_address: u64,
+    stack_pointer: u64,
+    frame_pointer: u64,
+) -> StackHash {
+    let mut hash = StackHash::SEED;
+    hash.mix(function_ip);
+    hash.mix(return_address);
+    let (end, _) = walk(stack_pointer, frame_pointer, |_, address| hash.mix(address));
+    hash.finish(end)
+}
+
+/// The id under which a returning call's block is accounted, and this CPU's
+/// sums for it.
+#[inline(always)]
+pub fn sums_for(record: &InFlight, stack_pointer: u64, frame_pointer: u64) -> (u64, Option<*mut StackSums>) {
+    let id = record.stack_id;
+    if let Some(sums) = SUMS.get_ptr_mut(&id) {
+        // SAFETY: entries of this map are never removed while programs run.
+        let check = unsafe { &mut (*sums).check };
+        if *check == record.stack_check {
+            return (id, Some(sums));
+        }
+        if *check == 0 && is_stored(id, record.stack_check) {
+            *check = record.stack_check;
+            return (id, Some(sums));
+        }
+        count(Counter::StackCollision);
+    } else if store(record, stack_pointer, frame_pointer) {
+        return (id, SUMS.get_ptr_mut(&id));
+    }
+    count(Counter::StackNotStored);
+    (NOT_STORED, SUMS.get_ptr_mut(&NOT_STORED))
+}
+
+/// Whether the stack with this id is the one with this check.
+#[inline(always)]
+fn is_stored(id: u64, check: u64) -> bool {
+    match STACKS.get_ptr(&id) {
+        // SAFETY: entries of this map are never removed while programs run.
+        Some(stack) => unsafe { (*stack).check == check },
+        None => false,
+    }
+}
+
+/// Stores a stack that was not met before, and makes its sums.
+#[inline(always)]
+fn store(record: &InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
+    let id = record.stack_id;
+    let Some(empty) = EMPTY_STACK.get_ptr(0) else { return false };
+    // SAFETY: the array lives as long as the program.
+    match STACKS.insert(&id, unsafe { &*empty }, BPF_NOEXIST) {
+        // Present already: another CPU is just storing it.
+        Ok(()) | Err(EEXIST) => {}
+        Err(error) => {
+            count(if error == E2BIG {
+                Counter::StackTableFull
+            } else {
+                Counter::StackTableOther
+            });
+            return false;
+        }
+    }
+    let Some(stack) = STACKS.get_ptr_mut(&id) else { return false };
+    // Two CPUs that store the same stack write the same bytes.
+    if !fill(record, stack_pointer, frame_pointer, stack) {
+        count(Counter::StackChanged);
+        return false;
+    }
+    let sums = StackSums { check: record.stack_check, ..StackSums::default() };
+    match SUMS.insert(&id, &sums, BPF_NOEXIST) {
+        Ok(()) | Err(EEXIST) => true,
+        Err(_) => {
+            count(Counter::StackTableFull);
+            false
+        }
+    }
+}
+
+/// Walks the record's stack again and writes it down; false when it is no
+/// longer the same.
+#[inline(always)]
+fn fill(record: &InFlight, stack_pointer: u64, frame_pointer: u64, stack: *mut StackRecord) -> bool {
+    let mut hash = StackHash::SEED;
+    hash.mix(record.function_ip);
+    hash.mix(record.return_address);
+    let frames = unsafe { (&raw mut (*stack).frames).cast::<u64>() };
+    let (end, depth) = walk(stack_pointer, frame_pointer, |index, address| {
+        hash.mix(address);
+        if index < MAX_FRAMES {
+            // SAFETY: just checked.
+            unsafe { frames.add(index).write(address) };
+        }
+    });
+    let hash = hash.finish(end);
+    if hash.id != record.stack_id || hash.check != record.stack_check {
+        return false;
+    }
+    // SAFETY: a value of the map, which is never removed.
+    unsafe {
+        frames.write(record.function_ip);
+        frames.add(1).write(record.return_address);
+        (*stack).end = end;
+        (*stack).depth = depth;
+        (*stack).check = record.stack_check;
+    }
+    true
+}
+
+/// A block is entered.
+#[inline(always)]
+pub fn add_block(sums: *mut StackSums, size: u64) {
+    // SAFETY: a value of a map whose entries are never removed.
+    unsafe {
+        add(&raw mut (*sums).alloc_bytes, size);
+        add(&raw mut (*sums).alloc_blocks, 1);
+    }
+}
+
+/// A block is gone.
+#[inline(always)]
+pub fn subtract(value: &LiveValue) {
+    match SUMS.get_ptr_mut(&value.stack_id) {
+        // SAFETY: a value of a map whose entries are never removed.
+        Some(sums) => unsafe {
+            add(&raw mut (*sums).freed_bytes, value.size());
+            add(&raw mut (*sums).freed_blocks, 1);
+        },
+        None => count(Counter::SumMissing),
+    }
+}

@@ -1,0 +1,53 @@
+//! Threads and processes that end, exec or fork.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use leaktrace_common::counter::Counter;
+
+use crate::{
+    counters::count,
+    in_flight,
+    maps::{CONTROL, IN_FLIGHT},
+};
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_THREAD: u64 = 0x1_0000;
+
+/// Forgets the thread's record; only threads of the target have one.
+#[inline(always)]
+pub fn exit() {
+    let thread = bpf_get_current_pid_tgid() as u32;
+    let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) else { return };
+    // SAFETY: only this thread's own programs use its record.
+    let record = unsafe { &mut *record };
+    if record.stack_pointer != 0 {
+        count(Counter::ExitInCall);
+        in_flight::abandon(record);
+    }
+    let _ = IN_FLIGHT.remove(&thread);
+}
+
+/// The target replaced its image: its probes no longer fire.
+#[inline(always)]
+pub fn exec() {
+    if is_target() {
+        count(Counter::Exec);
+    }
+    let _ = IN_FLIGHT.remove(&(bpf_get_current_pid_tgid() as u32));
+}
+
+/// A child that shares the target's memory, but is no thread of it: links that
+/// are bound to the process do not see what it allocates and frees.
+#[inline(always)]
+pub fn new_task(clone_flags: u64) {
+    if clone_flags & CLONE_VM != 0 && clone_flags & CLONE_THREAD == 0 && is_target() {
+        count(Counter::Vfork);
+    }
+}
+
+#[inline(always)]
+fn is_target() -> bool {
+    let Some(control) = CONTROL.get_ptr(0) else { return false };
+    // SAFETY: the array lives as long as the program.
+    let target = unsafe { (*control).target_tgid };
+    target == (bpf_get_current_pid_tgid() >> 32) as u32
+}

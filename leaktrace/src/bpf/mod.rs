@@ -1,0 +1,22 @@
+//! The kernel side, seen from userspace: loading the BPF object, setting and
+//! removing probes, steering the programs and reading their maps. Nothing
+//! outside this module knows aya or a system call of BPF.
+
+mod batch;
+mod control;
+mod features;
+mod links;
+mod object;
+mod probes;
+mod syscall;
+mod tracer;
+mod uprobe_multi;
+
+pub use self::{
+    control::ControlPage,
+    features::{Feature, Features},
+    links::{Attachment, LinkKind},
+    object::{Limits, ObjectSource},
+    probes::{PlannedFile, PlannedProbe, Program, Scope},
+    tracer::Tracer,
+};

@@ -1,0 +1,251 @@
+//! The BPF object: its bytes, the sizes and flags of its maps, its programs.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{Ebpf, EbpfLoader, maps::Map};
+use leaktrace_common::{
+    counter::CounterBlock,
+    in_flight::InFlight,
+    live::{LiveKey, LiveValue},
+    stack::{StackRecord, StackSums},
+};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+
+use super::{
+    features::{Feature, Features},
+    syscall::{self, BPF_BTF_LOAD},
+    uprobe_multi,
+};
+
+static EMBEDDED: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/leaktrace.bpf.o"));
+
+/// Where the BPF object comes from.
+#[derive(Clone, Debug, Default)]
+pub enum ObjectSource {
+    /// The one in this binary.
+    #[default]
+    Embedded,
+    /// A file, for debugging.
+    File(PathBuf),
+}
+
+/// How much the maps hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Live blocks.
+    pub max_blocks: u32,
+    /// Distinct stacks.
+    pub max_stacks: u32,
+    /// Threads that are inside an allocator's function or have been.
+    pub max_threads: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_blocks: 1 << 20, max_stacks: 16384, max_threads: 32768 }
+    }
+}
+
+/// Maps whose memory can be taken as they fill.
+const GROWING_MAPS: [&str; 4] = ["LIVE", "IN_FLIGHT", "STACKS", "SUMS"];
+const BPF_F_NO_PREALLOC: u32 = 1;
+
+impl Limits {
+    /// Kernel memory that full maps take, bytes. An element of a hash map has
+    /// a head of 48 bytes (`struct htab_elem`); taken on demand it comes from
+    /// the next size class, else from one array. Buckets are 16 bytes,
+    /// rounded up to a power of two.
+    pub fn memory_when_full(&self, features: &Features) -> u64 {
+        let on_demand = features.has(Feature::MapMemoryOnDemand);
+        let cpus = possible_cpus() as u64;
+        let hash = |entries: u32, key: usize, value: usize| {
+            let element = (48 + key.next_multiple_of(8) + value.next_multiple_of(8)) as u64;
+            let element = if on_demand { size_class(element) } else { element };
+            u64::from(entries) * element + u64::from(entries.next_power_of_two()) * 16
+        };
+        let sums = u64::from(self.max_stacks) * cpus * size_class(size_of::<StackSums>() as u64);
+        hash(self.max_blocks, size_of::<LiveKey>(), size_of::<LiveValue>())
+            + hash(self.max_threads, size_of::<u32>(), size_of::<InFlight>())
+            + hash(self.max_stacks, size_of::<u64>(), size_of::<StackRecord>())
+            + hash(self.max_stacks, size_of::<u64>(), size_of::<u64>())
+            + sums
+            + cpus * size_of::<CounterBlock>() as u64
+    }
+}
+
+/// The kernel's size class (`kmalloc` caches) that holds `bytes`.
+fn size_class(bytes: u64) -> u64 {
+    match bytes {
+        0..=64 => bytes.next_power_of_two().max(16),
+        65..=96 => 96,
+        97..=128 => 128,
+        129..=192 => 192,
+        _ => bytes.next_power_of_two(),
+    }
+}
+
+/// CPUs that the kernel keeps per-CPU values for.
+pub fn possible_cpus() -> usize {
+    aya::util::nr_cpus().unwrap_or(1)
+}
+
+impl ObjectSource {
+    fn bytes(&self) -> Result<Vec<u8>> {
+        match self {
+            Self::Embedded => Ok(EMBEDDED.to_vec()),
+            Self::File(path) => {
+                std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+            }
+        }
+    }
+}
+
+/// The object's bytes with its maps' flags set, and what is needed to load
+/// programs from it.
+pub struct Object {
+    bytes: Vec<u8>,
+}
+
+impl Object {
+    /// Reads the object and chooses flags of its maps by what the kernel can.
+    pub fn read(source: &ObjectSource, features: &Features) -> Result<Self> {
+        let mut bytes = source.bytes()?;
+        if features.has(Feature::MapMemoryOnDemand) {
+            for name in GROWING_MAPS {
+                set_map_flags(&mut bytes, name, BPF_F_NO_PREALLOC)
+                    .with_context(|| format!("the BPF object's map {name}"))?;
+            }
+        }
+        Ok(Self { bytes })
+    }
+
+    /// Creates the maps (and makes aya's programs ready to be loaded).
+    pub fn create_maps(&self, limits: &Limits) -> Result<Ebpf> {
+        EbpfLoader::new()
+            .btf(None)
+            .map_max_entries("LIVE", limits.max_blocks)
+            .map_max_entries("STACKS", limits.max_stacks)
+            .map_max_entries("SUMS", limits.max_stacks + 1)
+            .map_max_entries("IN_FLIGHT", limits.max_threads)
+            .load(&self.bytes)
+            .map_err(|error| explain_load_error(error.into()))
+    }
+
+    /// Loads programs for uprobe-multi links, against the maps of `ebpf`.
+    pub fn load_multi_programs(
+        &self,
+        ebpf: &Ebpf,
+        names: &[&'static str],
+    ) -> Result<HashMap<&'static str, OwnedFd>> {
+        let mut object = aya_obj::Object::parse(&self.bytes).context("parsing the BPF object")?;
+        let btf = load_btf(&mut object);
+        let definitions = std::mem::take(&mut object.maps);
+        let maps: Vec<_> = definitions
+            .iter()
+            .filter_map(|(name, definition)| {
+                let fd = map_fd(ebpf.map(name)?).ok()?;
+                Some((name.as_str(), fd.as_raw_fd(), definition))
+            })
+            .collect();
+        let text_sections = object.functions.keys().map(|(section, _)| *section).collect();
+        object.relocate_maps(maps.into_iter(), &text_sections)?;
+        object.relocate_calls(&text_sections)?;
+        object.sanitize_functions(aya::features());
+        let mut programs = HashMap::new();
+        for name in names {
+            let program = object
+                .programs
+                .get(*name)
+                .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?;
+            let function = object
+                .functions
+                .get(&program.function_key())
+                .ok_or_else(|| anyhow!("the BPF object has no code for {name}"))?;
+            let btf = btf.as_ref().map(|fd| fd.as_fd());
+            let fd = uprobe_multi::load(name, &program.license, function, btf)
+                .map_err(|error| explain_load_error(error.into()))?;
+            programs.insert(*name, fd);
+        }
+        Ok(programs)
+    }
+}
+
+/// Adds to an error of loading what usually is behind it.
+fn explain_load_error(error: anyhow::Error) -> anyhow::Error {
+    let denied = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.raw_os_error() == Some(libc::EPERM))
+    });
+    if denied {
+        return error.context(
+            "the kernel did not let leaktrace load its BPF programs: run it with sudo \
+             (`leaktrace doctor` says what else may forbid it)",
+        );
+    }
+    error.context("the kernel did not accept leaktrace's BPF programs (see `leaktrace doctor`)")
+}
+
+/// Loads the object's type information; without it programs load as well.
+fn load_btf(object: &mut aya_obj::Object) -> Option<OwnedFd> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct BtfAttributes {
+        btf: u64,
+        log_buf: u64,
+        size: u32,
+        log_size: u32,
+        log_level: u32,
+        padding: u32,
+    }
+    let features = aya::features().btf()?;
+    let bytes = object.fixup_and_sanitize_btf(features).ok()??.to_bytes();
+    let mut attributes = BtfAttributes {
+        btf: bytes.as_ptr() as u64,
+        size: bytes.len() as u32,
+        ..BtfAttributes::default()
+    };
+    // SAFETY: the buffer lives through the call.
+    unsafe { syscall::bpf_fd(BPF_BTF_LOAD, &mut attributes) }.ok()
+}
+
+/// The descriptor of one of our maps.
+pub fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::PerCpuHashMap(data) => {
+            Ok(data.fd().as_fd())
+        }
+        _ => bail!("the BPF object has a map of an unexpected type"),
+    }
+}
+
+/// Sets the flags in a map's definition (`struct bpf_map_def`: type, key
+/// size, value size, entries, flags, 32 bits each). aya can change a map's
+/// size at load, but not its flags.
+fn set_map_flags(bytes: &mut [u8], name: &str, flags: u32) -> Result<()> {
+    const FLAGS_OFFSET: u64 = 16;
+    let file = object::File::parse(&*bytes)?;
+    let symbol = file
+        .symbols()
+        .find(|symbol| symbol.name() == Ok(name))
+        .ok_or_else(|| anyhow!("no such symbol"))?;
+    let section = symbol
+        .section_index()
+        .and_then(|index| file.section_by_index(index).ok())
+        .ok_or_else(|| anyhow!("no section"))?;
+    let (start, size) = section.file_range().ok_or_else(|| anyhow!("no bytes"))?;
+    let inside = symbol.address().wrapping_sub(section.address()).wrapping_add(FLAGS_OFFSET);
+    if inside.checked_add(4).is_none_or(|end| end > size) {
+        bail!("definition too short");
+    }
+    let place = usize::try_from(start + inside)?;
+    let target = bytes.get_mut(place..place + 4).ok_or_else(|| anyhow!("outside the file"))?;
+    target.copy_from_slice(&flags.to_le_bytes());
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! What is to be probed: decided by others, carried out here.
+
+use std::{ffi::CString, path::PathBuf};
+
+/// All probes of one file.
+#[derive(Clone, Debug)]
+pub struct PlannedFile {
+    /// A path that the kernel can open now (`/proc/self/fd/N`).
+    pub path: PathBuf,
+    /// The file's name for messages.
+    pub name: String,
+    /// One for each watched function.
+    pub probes: Vec<PlannedProbe>,
+}
+
+impl PlannedFile {
+    /// The path as the kernel takes it.
+    pub(super) fn c_path(&self) -> anyhow::Result<CString> {
+        use std::os::unix::ffi::OsStrExt as _;
+        Ok(CString::new(self.path.as_os_str().as_bytes())?)
+    }
+}
+
+/// The probes of one function. Sites are offsets in the file, best first: one
+/// that the kernel refuses is replaced by the next.
+#[derive(Clone, Debug)]
+pub struct PlannedProbe {
+    /// The function's name for messages.
+    pub function: String,
+    /// What the program is told ([`leaktrace_common::function::Signature`]).
+    pub cookie: u64,
+    /// Where its entry can be seen.
+    pub entry_sites: Vec<u64>,
+    /// Where a return probe can be set; empty when none is wanted.
+    pub return_sites: Vec<u64>,
+}
+
+/// Which programs run at the probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The real ones.
+    Trace,
+    /// Counting only, at entries only.
+    Tally,
+    /// Nothing: what the probes themselves cost.
+    Empty,
+}
+
+impl Program {
+    /// Names of the programs in the object, at entry and at return.
+    pub(super) const fn names(self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Self::Trace => ("enter", Some("leave")),
+            Self::Tally => ("tally", None),
+            Self::Empty => ("empty", Some("empty_return")),
+        }
+    }
+}
+
+/// Whose calls are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Those of this process: the links are bound to it.
+    Process(u32),
+    /// Those of every process that maps the file; the programs filter.
+    Everyone,
+}

@@ -1,0 +1,85 @@
+//! The `bpf` system call, as far as aya does not wrap it.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+};
+
+pub const BPF_MAP_LOOKUP_ELEM: u32 = 1;
+pub const BPF_MAP_UPDATE_ELEM: u32 = 2;
+pub const BPF_MAP_GET_NEXT_KEY: u32 = 4;
+pub const BPF_PROG_LOAD: u32 = 5;
+pub const BPF_BTF_LOAD: u32 = 18;
+pub const BPF_MAP_LOOKUP_BATCH: u32 = 24;
+pub const BPF_LINK_CREATE: u32 = 28;
+
+/// `-ENOTSUPP`, an errno of the kernel's own: the instruction can't be probed.
+pub const ENOTSUPP: i32 = 524;
+
+/// Calls `bpf(2)` with one of the kernel's attribute structures.
+///
+/// # Safety
+/// Pointers inside `attributes` must be valid for what the command does.
+pub unsafe fn bpf<T>(command: u32, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: the structure is ours and as long as said; what it points to is
+    // the caller's promise.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
+
+/// Like [`bpf`], for commands that return a descriptor.
+///
+/// # Safety
+/// As for [`bpf`].
+pub unsafe fn bpf_fd<T>(command: u32, attributes: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: passed on to the caller.
+    let fd = unsafe { bpf(command, attributes) }?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attributes of the commands on one element.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttributes {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn element(map: BorrowedFd<'_>, key: *const u8, value: *mut u8, flags: u64) -> ElementAttributes {
+    ElementAttributes {
+        map_fd: map.as_raw_fd() as u32,
+        padding: 0,
+        key: key as u64,
+        value: value as u64,
+        flags,
+    }
+}
+
+/// Reads one element; `value` must be as long as the map's values (times the
+/// possible CPUs, each rounded up to 8, for per-CPU maps).
+pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<()> {
+    let mut attributes = element(map, key.as_ptr(), value.as_mut_ptr(), 0);
+    // SAFETY: both buffers live through the call.
+    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes) }.map(|_| ())
+}
+
+/// Writes one element; lengths as for [`lookup`].
+pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attributes = element(map, key.as_ptr(), value.as_ptr().cast_mut(), 0);
+    // SAFETY: both buffers live through the call; the kernel only reads them.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(|_| ())
+}
+
+/// The key after `key` (the first one for `None`), written to `next`.
+pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<()> {
+    let key = key.map_or(std::ptr::null(), <[u8]>::as_ptr);
+    let mut attributes = element(map, key, next.as_mut_ptr(), 0);
+    // SAFETY: both buffers live through the call; a null key is allowed.
+    unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attributes) }.map(|_| ())
+}
