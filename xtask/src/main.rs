@@ -1,3 +1,44 @@
-//! The project's chores.
+//! The project's chores: `cargo xtask --help` lists them.
 
-fn main() {}
+mod bpf;
+mod packages;
+mod process;
+mod project;
+mod rust_src;
+mod rustc_wrapper;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// leaktrace's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build the BPF object that is committed and shipped in the binary.
+    Bpf(bpf::Options),
+}
+
+fn main() -> ExitCode {
+    if rustc_wrapper::is_asked_for() {
+        return rustc_wrapper::main();
+    }
+    let arguments = Arguments::parse();
+    let result = match arguments.chore {
+        Chore::Bpf(options) => bpf::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
