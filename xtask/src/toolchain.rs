@@ -56,7 +56,7 @@ pub fn bpf_linker() -> Result<PathBuf> {
     let found = env::split_paths(&on_path)
         .map(|dir| dir.join("bpf-linker"))
         .chain([own.clone()])
-        .find(|path| is_right_linker(path));
+        .find(is_right_linker);
     if let Some(path) = found {
         return Ok(path);
     }
