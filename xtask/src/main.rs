@@ -6,6 +6,7 @@ mod process;
 mod project;
 mod rust_src;
 mod rustc_wrapper;
+mod tests;
 mod toolchain;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ struct Arguments {
 enum Chore {
     /// Build the BPF object that is committed and shipped in the binary.
     Bpf(bpf::Options),
+    /// Run every test; the last line says how many passed, failed, were skipped.
+    Test(tests::Options),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.chore {
         Chore::Bpf(options) => bpf::run(&options),
+        Chore::Test(options) => tests::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
