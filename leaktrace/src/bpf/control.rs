@@ -21,6 +21,9 @@ pub struct ControlPage {
 // SAFETY: the mapping belongs to this value alone; the kernel side reads
 // single aligned words of it.
 unsafe impl Send for ControlPage {}
+// SAFETY: as above; writers from several threads could only lose a change of
+// one of them, and there is one.
+unsafe impl Sync for ControlPage {}
 
 impl ControlPage {
     pub(super) fn map(map: impl AsFd) -> Result<Self> {

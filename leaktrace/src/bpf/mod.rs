@@ -6,6 +6,7 @@ mod batch;
 mod control;
 mod features;
 mod links;
+mod maps;
 mod object;
 mod probes;
 mod syscall;
@@ -13,9 +14,10 @@ mod tracer;
 mod uprobe_multi;
 
 pub use self::{
-    control::ControlPage,
+    control::{ControlPage, monotonic_ns},
     features::{Feature, Features},
     links::{Attachment, LinkKind},
+    maps::Maps,
     object::{Limits, ObjectSource},
     probes::{PlannedFile, PlannedProbe, Program, Scope},
     tracer::Tracer,

@@ -126,21 +126,25 @@ impl Object {
     }
 
     /// Creates the maps (and makes aya's programs ready to be loaded).
-    pub fn create_maps(&self, limits: &Limits) -> Result<Ebpf> {
-        EbpfLoader::new()
+    pub fn create_maps(&self, limits: &Limits) -> Result<(Ebpf, MapSet)> {
+        let mut ebpf = EbpfLoader::new()
             .btf(None)
             .map_max_entries("LIVE", limits.max_blocks)
             .map_max_entries("STACKS", limits.max_stacks)
             .map_max_entries("SUMS", limits.max_stacks + 1)
             .map_max_entries("IN_FLIGHT", limits.max_threads)
             .load(&self.bytes)
-            .map_err(|error| explain_load_error(error.into()))
+            .map_err(|error| explain_load_error(error.into()))?;
+        let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+        let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
+        let maps = MapSet(maps.collect());
+        Ok((ebpf, maps))
     }
 
-    /// Loads programs for uprobe-multi links, against the maps of `ebpf`.
+    /// Loads programs for uprobe-multi links, against these maps.
     pub fn load_multi_programs(
         &self,
-        ebpf: &Ebpf,
+        maps: &MapSet,
         names: &[&'static str],
     ) -> Result<HashMap<&'static str, OwnedFd>> {
         let mut object = aya_obj::Object::parse(&self.bytes).context("parsing the BPF object")?;
@@ -149,7 +153,7 @@ impl Object {
         let maps: Vec<_> = definitions
             .iter()
             .filter_map(|(name, definition)| {
-                let fd = map_fd(ebpf.map(name)?).ok()?;
+                let fd = maps.fd(name).ok()?;
                 Some((name.as_str(), fd.as_raw_fd(), definition))
             })
             .collect();
@@ -215,13 +219,22 @@ fn load_btf(object: &mut aya_obj::Object) -> Option<OwnedFd> {
     unsafe { syscall::bpf_fd(BPF_BTF_LOAD, &mut attributes) }.ok()
 }
 
-/// The descriptor of one of our maps.
-pub fn map_fd(map: &Map) -> Result<BorrowedFd<'_>> {
-    match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::PerCpuHashMap(data) => {
-            Ok(data.fd().as_fd())
+/// An object's maps by name.
+pub struct MapSet(HashMap<String, Map>);
+
+impl MapSet {
+    /// The descriptor of one of them.
+    pub fn fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        match self.0.get(name) {
+            Some(
+                Map::Array(data)
+                | Map::HashMap(data)
+                | Map::PerCpuArray(data)
+                | Map::PerCpuHashMap(data),
+            ) => Ok(data.fd().as_fd()),
+            Some(_) => bail!("the BPF object's map {name} is of an unexpected type"),
+            None => bail!("the BPF object has no map {name}"),
         }
-        _ => bail!("the BPF object has a map of an unexpected type"),
     }
 }
 

@@ -1,0 +1,278 @@
+//! Options and their help, as clap reads them.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::quantity::{self, Overhead};
+use crate::{
+    aggregate::AgeFilter,
+    bpf::{Limits, ObjectSource},
+    model::{SortKey, Weight},
+    output::OutputRequest,
+    session::{Brake, Launch, TraceOptions},
+    target::select::Selector,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  sudo leaktrace attach 4242                  watch process 4242 until Ctrl-C
+  sudo leaktrace attach --name orderd --duration 60s
+  sudo leaktrace attach 4242 -o heap.svg -o json:heap.json
+  sudo leaktrace attach 4242 --min-age 30s    only blocks older than half a minute
+  sudo leaktrace run -- ./server --port 80    from the first instruction
+  leaktrace doctor 4242                       what may be in the way
+
+What leaks shows by growing: let it run for a few minutes, look at the sites
+whose live bytes only rise.
+
+Exit codes: 0 a report was made; 1 an error; 2 wrong usage; 3 refused, or
+ended because tracing cost too much. `run` ends with CMD's own status (128 +
+signal), 125 when leaktrace fails, 126 or 127 when CMD can't be executed or is
+not found; 3 only with --max-overhead.";
+
+/// Shows which call stacks of a live process hold the memory that is not given
+/// back.
+#[derive(Debug, Parser)]
+#[command(name = "leaktrace", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch a process that is running
+    #[command(after_help = EXAMPLES)]
+    Attach(Attach),
+    /// Start a command and watch it from its first instruction
+    #[command(after_help = EXAMPLES)]
+    Run(Run),
+    /// Check what tracing needs, of this machine and of a process
+    Doctor {
+        /// Also look at this process
+        pid: Option<u32>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Process to watch
+    #[arg(required_unless_present = "name", conflicts_with = "name")]
+    pid: Option<u32>,
+    /// Watch the process with this command name, or file name of its executable
+    #[arg(long)]
+    name: Option<String>,
+    /// Print what tracing would cost, and exit
+    #[arg(long)]
+    estimate: bool,
+    #[command(flatten)]
+    trace: Trace,
+}
+
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Run CMD as this user
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    #[command(flatten)]
+    trace: Trace,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Sort {
+    LiveBytes,
+    Growth,
+    LiveBlocks,
+    AllocBytes,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum WeightName {
+    LiveBytes,
+    LiveBlocks,
+    AllocBytes,
+    AllocBlocks,
+}
+
+#[derive(Debug, Args)]
+struct Trace {
+    /// Time between two tables
+    #[arg(long, value_name = "DUR", default_value = "5s", value_parser = quantity::interval)]
+    interval: Duration,
+    /// Sites in a table
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    top: u32,
+    /// Show whole stacks in the tables
+    #[arg(long)]
+    stacks: bool,
+    /// End after this time
+    #[arg(long, value_name = "DUR", value_parser = quantity::interval)]
+    duration: Option<Duration>,
+    /// Show the final report only
+    #[arg(short, long)]
+    quiet: bool,
+    /// Write a report: FORMAT:PATH with svg, folded, json or txt, or a PATH that
+    /// ends in one of them; `-` is stdout. Repeatable
+    #[arg(short, long = "output", value_name = "FORMAT:PATH", value_parser = clap::value_parser!(OutputRequest))]
+    outputs: Vec<OutputRequest>,
+    /// Write no files unless asked by -o (otherwise svg, folded and json go to a
+    /// new directory)
+    #[arg(long)]
+    no_save: bool,
+    /// What widths in svg and numbers in folded mean
+    #[arg(long, value_enum, default_value = "live-bytes")]
+    weight: WeightName,
+    /// Order of sites
+    #[arg(long, value_enum, default_value = "live-bytes")]
+    sort: Sort,
+    /// Record only blocks of at least this size
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    min_size: Option<u64>,
+    /// Record only blocks of at most this size
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    max_size: Option<u64>,
+    /// Show only blocks that have lived for at least this long
+    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
+    min_age: Option<Duration>,
+    /// Show only blocks that have lived for at most this long
+    #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
+    max_age: Option<Duration>,
+    /// Most live blocks that can be recorded
+    #[arg(long, value_name = "N", default_value = "1M", value_parser = quantity::count)]
+    max_blocks: u32,
+    /// Most distinct stacks that can be recorded
+    #[arg(long, value_name = "N", default_value = "16k", value_parser = quantity::count)]
+    max_stacks: u32,
+    /// Most of the process's CPU time that tracing may take, or `off` (attach:
+    /// 50%; run: off)
+    #[arg(long, value_name = "PCT", value_parser = quantity::overhead)]
+    max_overhead: Option<Overhead>,
+    /// Explain each probe site
+    #[arg(short, long)]
+    verbose: bool,
+    /// Load the BPF programs from this file
+    #[arg(long, value_name = "PATH", hide = true)]
+    bpf_object: Option<PathBuf>,
+    /// Run programs that do nothing: the cost of the probes alone
+    #[arg(long, hide = true)]
+    empty_programs: bool,
+}
+
+/// The limit of `attach` unless another is given.
+const DEFAULT_OVERHEAD: Overhead = Overhead::Limit(0.5);
+
+impl Attach {
+    pub fn into_options(self) -> Result<(Selector, TraceOptions), String> {
+        let selector = match (self.pid, self.name) {
+            (Some(pid), _) => Selector::Pid(pid),
+            (None, Some(name)) => Selector::Name(name),
+            (None, None) => return Err("name a process, by PID or --name".to_owned()),
+        };
+        let mut options = self.trace.into_options(DEFAULT_OVERHEAD)?;
+        options.estimate_only = self.estimate;
+        Ok((selector, options))
+    }
+}
+
+impl Run {
+    pub fn into_options(self) -> Result<(Launch, TraceOptions), String> {
+        let options = self.trace.into_options(Overhead::Off)?;
+        Ok((Launch { command: self.command, user: self.user }, options))
+    }
+}
+
+impl Trace {
+    fn into_options(self, default_overhead: Overhead) -> Result<TraceOptions, String> {
+        let (min, max) = (self.min_size.unwrap_or(0), self.max_size.unwrap_or(u64::MAX));
+        if min > max {
+            return Err("--min-size is larger than --max-size: nothing would be recorded".into());
+        }
+        if let (Some(min), Some(max)) = (self.min_age, self.max_age)
+            && min > max
+        {
+            return Err("--min-age is longer than --max-age: nothing would be shown".into());
+        }
+        Ok(TraceOptions {
+            interval: self.interval,
+            top: self.top as usize,
+            stacks: self.stacks,
+            duration: self.duration,
+            quiet: self.quiet,
+            outputs: self.outputs,
+            save: !self.no_save,
+            weight: match self.weight {
+                WeightName::LiveBytes => Weight::LiveBytes,
+                WeightName::LiveBlocks => Weight::LiveBlocks,
+                WeightName::AllocBytes => Weight::AllocBytes,
+                WeightName::AllocBlocks => Weight::AllocBlocks,
+            },
+            sort: match self.sort {
+                Sort::LiveBytes => SortKey::LiveBytes,
+                Sort::Growth => SortKey::Growth,
+                Sort::LiveBlocks => SortKey::LiveBlocks,
+                Sort::AllocBytes => SortKey::AllocBytes,
+            },
+            sizes: (min, max),
+            ages: AgeFilter { min: self.min_age, max: self.max_age },
+            limits: Limits {
+                max_blocks: self.max_blocks,
+                max_stacks: self.max_stacks,
+                ..Limits::default()
+            },
+            brake: match self.max_overhead.unwrap_or(default_overhead) {
+                Overhead::Off => Brake::Off,
+                Overhead::Limit(limit) => Brake::Limit(limit),
+            },
+            estimate_only: false,
+            verbose: self.verbose,
+            object: self.bpf_object.map_or(ObjectSource::Embedded, ObjectSource::File),
+            empty_programs: self.empty_programs,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split_whitespace());
+        assert!(parse("leaktrace attach").is_err());
+        assert!(parse("leaktrace attach 1 --name x").is_err());
+        assert!(parse("leaktrace run").is_err());
+        let Command::Attach(attach) =
+            parse("leaktrace attach 1 --min-size 2k --max-size 1k").unwrap().command
+        else {
+            panic!("not attach")
+        };
+        assert!(attach.into_options().unwrap_err().contains("nothing would be recorded"));
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_options() {
+        let Command::Run(run) =
+            Arguments::try_parse_from("leaktrace run -q -- ls --top 3 -q".split_whitespace())
+                .unwrap()
+                .command
+        else {
+            panic!("not run")
+        };
+        let (launch, options) = run.into_options().unwrap();
+        assert_eq!(launch.command, ["ls", "--top", "3", "-q"]);
+        assert!(options.quiet);
+        assert_eq!(options.top, 10);
+        assert_eq!(options.brake, Brake::Off);
+    }
+}

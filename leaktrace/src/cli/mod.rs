@@ -1,0 +1,51 @@
+//! The command line: clap's types stay in here, the rest of the program takes
+//! plain options.
+
+mod arguments;
+pub mod quantity;
+
+use std::ffi::OsString;
+
+use clap::Parser as _;
+
+use crate::{
+    doctor,
+    exit::{Outcome, USAGE},
+    session,
+};
+use arguments::{Arguments, Command};
+
+/// Reads the command line and does what it says.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help and version come this way as well. A closed pipe is fine.
+            let _ = error.print();
+            return if error.use_stderr() { USAGE } else { 0 };
+        }
+    };
+    let (is_run, result) = match arguments.command {
+        Command::Attach(attach) => match attach.into_options() {
+            Ok((selector, options)) => (false, session::attach(&selector, options)),
+            Err(message) => return usage(&message),
+        },
+        Command::Run(run) => match run.into_options() {
+            Ok((launch, options)) => (true, session::run(&launch, options)),
+            Err(message) => return usage(&message),
+        },
+        Command::Doctor { pid } => (false, doctor::print(pid)),
+    };
+    match result {
+        Ok(outcome) => outcome.code(),
+        Err(error) => {
+            eprintln!("leaktrace: {error:#}");
+            if is_run { Outcome::RunFailed.code() } else { Outcome::Failed.code() }
+        }
+    }
+}
+
+fn usage(message: &str) -> u8 {
+    eprintln!("leaktrace: {message}\n\nFor more information, try '--help'.");
+    USAGE
+}
