@@ -100,7 +100,10 @@ pub struct CounterBlock {
 
 impl Default for CounterBlock {
     fn default() -> Self {
-        Self { events: [0; COUNTERS], nested: [[0; NESTED_ROLES]; NESTED_ROLES] }
+        Self {
+            events: [0; COUNTERS],
+            nested: [[0; NESTED_ROLES]; NESTED_ROLES],
+        }
     }
 }
 

@@ -64,32 +64,68 @@ impl Signature {
     /// `f(size) -> block`, the size in argument `size`.
     #[must_use]
     pub const fn alloc(size: Argument) -> Self {
-        Self { role: Role::Alloc, size, count: NO_ARGUMENT, block: NO_ARGUMENT, out: NO_ARGUMENT }
+        Self {
+            role: Role::Alloc,
+            size,
+            count: NO_ARGUMENT,
+            block: NO_ARGUMENT,
+            out: NO_ARGUMENT,
+        }
     }
     /// `f(count, size) -> block`.
     #[must_use]
     pub const fn alloc_array(count: Argument, size: Argument) -> Self {
-        Self { role: Role::AllocArray, size, count, block: NO_ARGUMENT, out: NO_ARGUMENT }
+        Self {
+            role: Role::AllocArray,
+            size,
+            count,
+            block: NO_ARGUMENT,
+            out: NO_ARGUMENT,
+        }
     }
     /// `f(block, size) -> block`.
     #[must_use]
     pub const fn realloc(block: Argument, size: Argument) -> Self {
-        Self { role: Role::Realloc, size, count: NO_ARGUMENT, block, out: NO_ARGUMENT }
+        Self {
+            role: Role::Realloc,
+            size,
+            count: NO_ARGUMENT,
+            block,
+            out: NO_ARGUMENT,
+        }
     }
     /// `f(block, count, size) -> block`.
     #[must_use]
     pub const fn realloc_array(block: Argument, count: Argument, size: Argument) -> Self {
-        Self { role: Role::ReallocArray, size, count, block, out: NO_ARGUMENT }
+        Self {
+            role: Role::ReallocArray,
+            size,
+            count,
+            block,
+            out: NO_ARGUMENT,
+        }
     }
     /// `f(&out, …, size) -> 0 or an error`.
     #[must_use]
     pub const fn alloc_out(out: Argument, size: Argument) -> Self {
-        Self { role: Role::AllocOut, size, count: NO_ARGUMENT, block: NO_ARGUMENT, out }
+        Self {
+            role: Role::AllocOut,
+            size,
+            count: NO_ARGUMENT,
+            block: NO_ARGUMENT,
+            out,
+        }
     }
     /// `f(block)`.
     #[must_use]
     pub const fn free(block: Argument) -> Self {
-        Self { role: Role::Free, size: NO_ARGUMENT, count: NO_ARGUMENT, block, out: NO_ARGUMENT }
+        Self {
+            role: Role::Free,
+            size: NO_ARGUMENT,
+            count: NO_ARGUMENT,
+            block,
+            out: NO_ARGUMENT,
+        }
     }
 
     /// As the attach cookie: role in bits 0-7, then four bits each for size,

@@ -76,7 +76,12 @@ pub struct StackSums {
 
 impl StackRecord {
     /// No frames, no end.
-    pub const EMPTY: Self = Self { check: 0, end: 0, depth: 0, frames: [0; MAX_FRAMES] };
+    pub const EMPTY: Self = Self {
+        check: 0,
+        end: 0,
+        depth: 0,
+        frames: [0; MAX_FRAMES],
+    };
 }
 
 const _: () = assert!(size_of::<StackRecord>() == 16 + 8 * MAX_FRAMES);

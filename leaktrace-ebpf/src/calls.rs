@@ -41,7 +41,9 @@ fn control(thread_group: u32) -> Option<&'static Control> {
 #[inline(always)]
 pub fn enter(registers: Registers, cookie: Cookie) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(control) = control((pid_tgid >> 32) as u32) else { return };
+    let Some(control) = control((pid_tgid >> 32) as u32) else {
+        return;
+    };
     let thread = pid_tgid as u32;
     if cookie.role() == Role::Free as u8 {
         free(registers, cookie, thread, control);
@@ -106,7 +108,9 @@ fn allocate(registers: Registers, cookie: Cookie, thread: u32, control: &Control
         count(Counter::Filtered);
         return;
     }
-    let Some(record) = in_flight::slot(thread) else { return };
+    let Some(record) = in_flight::slot(thread) else {
+        return;
+    };
     // SAFETY: only this thread's own programs use its record.
     let record = unsafe { &mut *record };
     let stack_pointer = registers.stack_pointer();
@@ -149,9 +153,13 @@ fn allocate(registers: Registers, cookie: Cookie, thread: u32, control: &Control
 #[inline(always)]
 pub fn leave(registers: Registers) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(control) = control((pid_tgid >> 32) as u32) else { return };
+    let Some(control) = control((pid_tgid >> 32) as u32) else {
+        return;
+    };
     let thread = pid_tgid as u32;
-    let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) else { return };
+    let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) else {
+        return;
+    };
     // SAFETY: only this thread's own programs use its record.
     let record = unsafe { &mut *record };
     // A nested call returns at another place, an unknown one finds the record

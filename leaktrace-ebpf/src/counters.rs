@@ -23,7 +23,14 @@ pub fn add(value: *mut u64, amount: u64) {
 pub fn count(counter: Counter) {
     if let Some(block) = COUNTERS.get_ptr_mut(0) {
         // SAFETY: in bounds, the enum's numbers are the array's indices.
-        add(unsafe { (&raw mut (*block).events).cast::<u64>().add(counter as usize) }, 1);
+        add(
+            unsafe {
+                (&raw mut (*block).events)
+                    .cast::<u64>()
+                    .add(counter as usize)
+            },
+            1,
+        );
     }
 }
 
@@ -34,7 +41,10 @@ pub fn count_nested(outer: u8, inner: u8) {
         // Masked rather than compared: the verifier follows that.
         let index = (u64::from(outer) % NESTED_ROWS) * NESTED_ROWS + u64::from(inner) % NESTED_ROWS;
         // SAFETY: in bounds by the masks.
-        add(unsafe { (&raw mut (*block).nested).cast::<u64>().add(index as usize) }, 1);
+        add(
+            unsafe { (&raw mut (*block).nested).cast::<u64>().add(index as usize) },
+            1,
+        );
     }
 }
 

@@ -38,8 +38,7 @@ pub fn slot(thread: u32) -> Option<*mut InFlight> {
 /// put the kernel's trampoline in place of the return address.
 #[inline(always)]
 pub fn is_pending(record: &InFlight, trampoline: u64) -> bool {
-    record.stack_pointer != 0
-        && user_memory::read::<u64>(record.stack_pointer) == Some(trampoline)
+    record.stack_pointer != 0 && user_memory::read::<u64>(record.stack_pointer) == Some(trampoline)
 }
 
 /// Whether a call entered at `stack_pointer` is part of the record's call,
@@ -73,7 +72,11 @@ pub fn is_part_of_outer(
 pub fn nested(record: &InFlight, inner: Cookie) {
     count_nested(Cookie(record.cookie).role(), inner.role());
     // The same function inside itself: nothing that an allocator does.
-    count(if record.cookie == inner.0 { Counter::NestedAlloc } else { Counter::NestedCall });
+    count(if record.cookie == inner.0 {
+        Counter::NestedAlloc
+    } else {
+        Counter::NestedCall
+    });
 }
 
 /// Empties the record of a call that will not return. A realloc that did not

@@ -22,7 +22,10 @@ const ETIMEDOUT: i32 = -110;
 
 #[inline(always)]
 fn key(address: u64) -> LiveKey {
-    LiveKey { address, process: PROCESS }
+    LiveKey {
+        address,
+        process: PROCESS,
+    }
 }
 
 /// Takes a block out of the table. The sums are the caller's business: only

@@ -4,7 +4,10 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
-#![expect(internal_features, reason = "core::sync::atomic has no fetch_add for this target")]
+#![expect(
+    internal_features,
+    reason = "core::sync::atomic has no fetch_add for this target"
+)]
 
 mod calls;
 mod counters;

@@ -36,7 +36,10 @@ pub struct StackHash {
 }
 
 impl StackHash {
-    const SEED: Self = Self { id: 0x27d4_eb2f_1656_67c5, check: 0x1656_67b1_9e37_79f9 };
+    const SEED: Self = Self {
+        id: 0x27d4_eb2f_1656_67c5,
+        check: 0x1656_67b1_9e37_79f9,
+    };
 
     #[inline(always)]
     fn mix(&mut self, value: u64) {
@@ -106,7 +109,11 @@ pub fn hash(
 /// The id under which a returning call's block is accounted, and this CPU's
 /// sums for it.
 #[inline(always)]
-pub fn sums_for(record: &InFlight, stack_pointer: u64, frame_pointer: u64) -> (u64, Option<*mut StackSums>) {
+pub fn sums_for(
+    record: &InFlight,
+    stack_pointer: u64,
+    frame_pointer: u64,
+) -> (u64, Option<*mut StackSums>) {
     let id = record.stack_id;
     if let Some(sums) = SUMS.get_ptr_mut(&id) {
         // SAFETY: entries of this map are never removed while programs run.
@@ -140,7 +147,9 @@ fn is_stored(id: u64, check: u64) -> bool {
 #[inline(always)]
 fn store(record: &InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
     let id = record.stack_id;
-    let Some(empty) = EMPTY_STACK.get_ptr(0) else { return false };
+    let Some(empty) = EMPTY_STACK.get_ptr(0) else {
+        return false;
+    };
     // SAFETY: the array lives as long as the program.
     match STACKS.insert(&id, unsafe { &*empty }, BPF_NOEXIST) {
         // Present already: another CPU is just storing it.
@@ -154,13 +163,18 @@ fn store(record: &InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
             return false;
         }
     }
-    let Some(stack) = STACKS.get_ptr_mut(&id) else { return false };
+    let Some(stack) = STACKS.get_ptr_mut(&id) else {
+        return false;
+    };
     // Two CPUs that store the same stack write the same bytes.
     if !fill(record, stack_pointer, frame_pointer, stack) {
         count(Counter::StackChanged);
         return false;
     }
-    let sums = StackSums { check: record.stack_check, ..StackSums::default() };
+    let sums = StackSums {
+        check: record.stack_check,
+        ..StackSums::default()
+    };
     match SUMS.insert(&id, &sums, BPF_NOEXIST) {
         Ok(()) | Err(EEXIST) => true,
         Err(_) => {
@@ -173,7 +187,12 @@ fn store(record: &InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
 /// Walks the record's stack again and writes it down; false when it is no
 /// longer the same.
 #[inline(always)]
-fn fill(record: &InFlight, stack_pointer: u64, frame_pointer: u64, stack: *mut StackRecord) -> bool {
+fn fill(
+    record: &InFlight,
+    stack_pointer: u64,
+    frame_pointer: u64,
+    stack: *mut StackRecord,
+) -> bool {
     let mut hash = StackHash::SEED;
     hash.mix(record.function_ip);
     hash.mix(record.return_address);

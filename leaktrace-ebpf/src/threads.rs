@@ -16,7 +16,9 @@ const CLONE_THREAD: u64 = 0x1_0000;
 #[inline(always)]
 pub fn exit() {
     let thread = bpf_get_current_pid_tgid() as u32;
-    let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) else { return };
+    let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) else {
+        return;
+    };
     // SAFETY: only this thread's own programs use its record.
     let record = unsafe { &mut *record };
     if record.stack_pointer != 0 {
@@ -46,7 +48,9 @@ pub fn new_task(clone_flags: u64) {
 
 #[inline(always)]
 fn is_target() -> bool {
-    let Some(control) = CONTROL.get_ptr(0) else { return false };
+    let Some(control) = CONTROL.get_ptr(0) else {
+        return false;
+    };
     // SAFETY: the array lives as long as the program.
     let target = unsafe { (*control).target_tgid };
     target == (bpf_get_current_pid_tgid() >> 32) as u32

@@ -37,7 +37,11 @@ pub fn for_each(
     batched: bool,
     visit: &mut dyn FnMut(&[u8], &[u8]),
 ) -> io::Result<()> {
-    if batched { in_batches(map, shape, visit) } else { one_by_one(map, shape, visit) }
+    if batched {
+        in_batches(map, shape, visit)
+    } else {
+        one_by_one(map, shape, visit)
+    }
 }
 
 fn in_batches(
@@ -77,8 +81,10 @@ fn in_batches(
                 Err(error) => return Err(error),
             };
             let count = attributes.count as usize;
-            for (key, value) in
-                keys.chunks_exact(shape.key).zip(values.chunks_exact(shape.value)).take(count)
+            for (key, value) in keys
+                .chunks_exact(shape.key)
+                .zip(values.chunks_exact(shape.value))
+                .take(count)
             {
                 visit(key, value);
             }

@@ -83,7 +83,10 @@ impl ControlPage {
         // SAFETY: as in `write`; a single aligned store.
         unsafe { (&raw mut (*self.record.as_ptr()).enabled).write_volatile(u32::from(enabled)) };
         let latest_ns = monotonic_ns();
-        Edge { earliest_ns, latest_ns }
+        Edge {
+            earliest_ns,
+            latest_ns,
+        }
     }
 }
 

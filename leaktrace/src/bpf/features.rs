@@ -90,7 +90,10 @@ impl Features {
             .split(',')
             .map(|name| name.trim().to_owned())
             .collect();
-        Self { found: Default::default(), disabled }
+        Self {
+            found: Default::default(),
+            disabled,
+        }
     }
 
     /// Whether the feature is there and not switched off.

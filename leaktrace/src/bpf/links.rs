@@ -23,6 +23,8 @@ pub enum LinkKind {
 pub struct Attachment {
     /// How they are held.
     pub kind: LinkKind,
+    /// Whose calls are seen.
+    pub scope: Scope,
     /// How many sites are probed, entries and returns.
     pub sites: usize,
     pub(super) links: Vec<Box<dyn Send>>,
@@ -98,7 +100,10 @@ pub(super) fn link_multi(
     };
     let first = |probe: &PlannedProbe| {
         let offset = *direction.sites(probe).first()?;
-        Some(MultiProbe { offset, cookie: probe.cookie })
+        Some(MultiProbe {
+            offset,
+            cookie: probe.cookie,
+        })
     };
     let chosen: Vec<MultiProbe> = file.probes.iter().filter_map(first).collect();
     if chosen.is_empty() {
@@ -112,12 +117,23 @@ pub(super) fn link_multi(
         return Err(explain(error, file));
     }
     let mut accepted = Vec::new();
-    for probe in file.probes.iter().filter(|probe| !direction.sites(probe).is_empty()) {
+    for probe in file
+        .probes
+        .iter()
+        .filter(|probe| !direction.sites(probe).is_empty())
+    {
         let site = direction.sites(probe).iter().find(|offset| {
-            link(&[MultiProbe { offset: **offset, cookie: probe.cookie }]).is_ok()
+            link(&[MultiProbe {
+                offset: **offset,
+                cookie: probe.cookie,
+            }])
+            .is_ok()
         });
         match site {
-            Some(offset) => accepted.push(MultiProbe { offset: *offset, cookie: probe.cookie }),
+            Some(offset) => accepted.push(MultiProbe {
+                offset: *offset,
+                cookie: probe.cookie,
+            }),
             None => bail!("the kernel can't probe {} in {}", probe.function, file.name),
         }
     }
@@ -127,7 +143,10 @@ pub(super) fn link_multi(
 
 /// Whether the kernel can't probe this instruction.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL))
+    matches!(
+        error.raw_os_error(),
+        Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL)
+    )
 }
 
 fn explain(error: io::Error, file: &PlannedFile) -> anyhow::Error {

@@ -32,7 +32,12 @@ impl Maps {
     /// Takes the maps of a loaded object.
     pub(super) fn new(maps: MapSet, batched: bool) -> Result<Self> {
         let control = ControlPage::map(maps.fd("CONTROL")?)?;
-        let maps = Self { maps, control, batched, cpus: possible_cpus() };
+        let maps = Self {
+            maps,
+            control,
+            batched,
+            cpus: possible_cpus(),
+        };
         // Blocks whose stack can't be stored are accounted here.
         let sums = vec![0_u8; size_of::<StackSums>() * maps.cpus];
         syscall::update(maps.fd("SUMS")?, &NOT_STORED.to_ne_bytes(), &sums)
@@ -72,12 +77,18 @@ impl Maps {
 
     /// Calls that [`Program::Tally`] has seen.
     pub fn tally(&self) -> Result<u64> {
-        Ok(self.per_cpu::<u64>("TALLY", &0_u32.to_ne_bytes())?.into_iter().sum())
+        Ok(self
+            .per_cpu::<u64>("TALLY", &0_u32.to_ne_bytes())?
+            .into_iter()
+            .sum())
     }
 
     /// The sums of every stack, by its id.
     pub fn sums(&self) -> Result<Vec<(u64, Sums)>> {
-        let shape = Shape { key: 8, value: size_of::<StackSums>() * self.cpus };
+        let shape = Shape {
+            key: 8,
+            value: size_of::<StackSums>() * self.cpus,
+        };
         let mut all = Vec::new();
         batch::for_each(self.fd("SUMS")?, shape, self.batched, &mut |key, value| {
             let mut sums = Sums::default();
@@ -107,18 +118,35 @@ impl Maps {
     /// Gives every live block to `visit`, those that a realloc in flight has
     /// taken out included.
     pub fn for_each_block(&self, visit: &mut dyn FnMut(LiveKey, LiveValue)) -> Result<()> {
-        let shape = Shape { key: size_of::<LiveKey>(), value: size_of::<LiveValue>() };
+        let shape = Shape {
+            key: size_of::<LiveKey>(),
+            value: size_of::<LiveValue>(),
+        };
         batch::for_each(self.fd("LIVE")?, shape, self.batched, &mut |key, value| {
             visit(from_bytes(key), from_bytes(value));
         })
         .context("reading the live blocks")?;
-        let shape = Shape { key: size_of::<u32>(), value: size_of::<InFlight>() };
-        batch::for_each(self.fd("IN_FLIGHT")?, shape, self.batched, &mut |_, value| {
-            let record: InFlight = from_bytes(value);
-            if record.stack_pointer != 0 && record.old.time_ns != 0 {
-                visit(LiveKey { address: record.pointer, process: 0 }, record.old);
-            }
-        })
+        let shape = Shape {
+            key: size_of::<u32>(),
+            value: size_of::<InFlight>(),
+        };
+        batch::for_each(
+            self.fd("IN_FLIGHT")?,
+            shape,
+            self.batched,
+            &mut |_, value| {
+                let record: InFlight = from_bytes(value);
+                if record.stack_pointer != 0 && record.old.time_ns != 0 {
+                    visit(
+                        LiveKey {
+                            address: record.pointer,
+                            process: 0,
+                        },
+                        record.old,
+                    );
+                }
+            },
+        )
         .context("reading the calls in flight")
     }
 
@@ -133,7 +161,10 @@ impl Maps {
 
 /// Reads a plain value from the front of `bytes`, which must be long enough.
 fn from_bytes<T: Pod>(bytes: &[u8]) -> T {
-    assert!(bytes.len() >= size_of::<T>(), "a map's value is shorter than its type");
+    assert!(
+        bytes.len() >= size_of::<T>(),
+        "a map's value is shorter than its type"
+    );
     // SAFETY: long enough, and `Pod` allows every bit pattern.
     unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }

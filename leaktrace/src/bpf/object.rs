@@ -48,7 +48,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_blocks: 1 << 20, max_stacks: 16384, max_threads: 32768 }
+        Self {
+            max_blocks: 1 << 20,
+            max_stacks: 16384,
+            max_threads: 32768,
+        }
     }
 }
 
@@ -66,12 +70,19 @@ impl Limits {
         let cpus = possible_cpus() as u64;
         let hash = |entries: u32, key: usize, value: usize| {
             let element = (48 + key.next_multiple_of(8) + value.next_multiple_of(8)) as u64;
-            let element = if on_demand { size_class(element) } else { element };
+            let element = if on_demand {
+                size_class(element)
+            } else {
+                element
+            };
             u64::from(entries) * element + u64::from(entries.next_power_of_two()) * 16
         };
         let sums = u64::from(self.max_stacks) * cpus * size_class(size_of::<StackSums>() as u64);
-        hash(self.max_blocks, size_of::<LiveKey>(), size_of::<LiveValue>())
-            + hash(self.max_threads, size_of::<u32>(), size_of::<InFlight>())
+        hash(
+            self.max_blocks,
+            size_of::<LiveKey>(),
+            size_of::<LiveValue>(),
+        ) + hash(self.max_threads, size_of::<u32>(), size_of::<InFlight>())
             + hash(self.max_stacks, size_of::<u64>(), size_of::<StackRecord>())
             + hash(self.max_stacks, size_of::<u64>(), size_of::<u64>())
             + sums
@@ -136,7 +147,9 @@ impl Object {
             .load(&self.bytes)
             .map_err(|error| explain_load_error(error.into()))?;
         let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
-        let maps = names.into_iter().filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
+        let maps = names
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
         let maps = MapSet(maps.collect());
         Ok((ebpf, maps))
     }
@@ -157,7 +170,11 @@ impl Object {
                 Some((name.as_str(), fd.as_raw_fd(), definition))
             })
             .collect();
-        let text_sections = object.functions.keys().map(|(section, _)| *section).collect();
+        let text_sections = object
+            .functions
+            .keys()
+            .map(|(section, _)| *section)
+            .collect();
         object.relocate_maps(maps.into_iter(), &text_sections)?;
         object.relocate_calls(&text_sections)?;
         object.sanitize_functions(aya::features());
@@ -253,12 +270,17 @@ fn set_map_flags(bytes: &mut [u8], name: &str, flags: u32) -> Result<()> {
         .and_then(|index| file.section_by_index(index).ok())
         .ok_or_else(|| anyhow!("no section"))?;
     let (start, size) = section.file_range().ok_or_else(|| anyhow!("no bytes"))?;
-    let inside = symbol.address().wrapping_sub(section.address()).wrapping_add(FLAGS_OFFSET);
+    let inside = symbol
+        .address()
+        .wrapping_sub(section.address())
+        .wrapping_add(FLAGS_OFFSET);
     if inside.checked_add(4).is_none_or(|end| end > size) {
         bail!("definition too short");
     }
     let place = usize::try_from(start + inside)?;
-    let target = bytes.get_mut(place..place + 4).ok_or_else(|| anyhow!("outside the file"))?;
+    let target = bytes
+        .get_mut(place..place + 4)
+        .ok_or_else(|| anyhow!("outside the file"))?;
     target.copy_from_slice(&flags.to_le_bytes());
     Ok(())
 }

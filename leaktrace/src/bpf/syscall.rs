@@ -24,9 +24,18 @@ pub unsafe fn bpf<T>(command: u32, attributes: &mut T) -> io::Result<i32> {
     // SAFETY: the structure is ours and as long as said; what it points to is
     // the caller's promise.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
 }
 
 /// Like [`bpf`], for commands that return a descriptor.

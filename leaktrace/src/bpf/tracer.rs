@@ -30,7 +30,12 @@ impl Tracer {
         let object = Object::read(source, features)?;
         let (ebpf, maps) = object.create_maps(limits)?;
         let maps = Arc::new(Maps::new(maps, features.has(Feature::BatchedLookup))?);
-        Ok(Self { ebpf, object, multi_programs: HashMap::new(), maps })
+        Ok(Self {
+            ebpf,
+            object,
+            multi_programs: HashMap::new(),
+            maps,
+        })
     }
 
     /// What the programs write.
@@ -48,10 +53,16 @@ impl Tracer {
         scope: Scope,
     ) -> Result<Attachment> {
         let (entry, at_return) = program.names();
-        let mut attachment = Attachment { kind, sites: 0, links: Vec::new() };
-        for (name, direction) in
-            [(Some(entry), Direction::Entry), (at_return, Direction::Return)]
-        {
+        let mut attachment = Attachment {
+            kind,
+            scope,
+            sites: 0,
+            links: Vec::new(),
+        };
+        for (name, direction) in [
+            (Some(entry), Direction::Entry),
+            (at_return, Direction::Return),
+        ] {
             let Some(name) = name else { continue };
             for file in files {
                 attachment.sites += match kind {
@@ -88,7 +99,9 @@ impl Tracer {
                 .ok_or_else(|| anyhow!("the BPF object has no program {program}"))?
                 .try_into()?;
             tracepoint.load()?;
-            tracepoint.attach(event).with_context(|| format!("watching {event}"))?;
+            tracepoint
+                .attach(event)
+                .with_context(|| format!("watching {event}"))?;
         }
         Ok(())
     }
@@ -98,7 +111,9 @@ impl Tracer {
             let loaded = self.object.load_multi_programs(self.maps.set(), &[name])?;
             self.multi_programs.extend(loaded);
         }
-        self.multi_programs.get(name).ok_or_else(|| anyhow!("program {name} was not loaded"))
+        self.multi_programs
+            .get(name)
+            .ok_or_else(|| anyhow!("program {name} was not loaded"))
     }
 
     fn perf_program(&mut self, name: &str) -> Result<&mut UProbe> {
@@ -108,7 +123,9 @@ impl Tracer {
             .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?
             .try_into()?;
         if program.fd().is_err() {
-            program.load().with_context(|| format!("loading program {name}"))?;
+            program
+                .load()
+                .with_context(|| format!("loading program {name}"))?;
         }
         Ok(program)
     }

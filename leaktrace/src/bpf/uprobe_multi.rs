@@ -117,7 +117,10 @@ pub fn load(
     let tail: Vec<&str> = tail.into_iter().rev().collect();
     Err(io::Error::new(
         error.kind(),
-        format!("program {name} was not accepted: {error}\n{}", tail.join("\n")),
+        format!(
+            "program {name} was not accepted: {error}\n{}",
+            tail.join("\n")
+        ),
     ))
 }
 
@@ -178,7 +181,10 @@ pub fn is_supported() -> bool {
         return false;
     };
     let root = CString::from(c"/");
-    let probe = MultiProbe { offset: 1, cookie: 0 };
+    let probe = MultiProbe {
+        offset: 1,
+        cookie: 0,
+    };
     match link(&program, &root, &[probe], 0, false) {
         Ok(_) => false,
         Err(error) => error.raw_os_error() == Some(libc::EBADF),

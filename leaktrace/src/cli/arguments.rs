@@ -9,7 +9,7 @@ use crate::{
     aggregate::AgeFilter,
     bpf::{Limits, ObjectSource},
     model::{SortKey, Weight},
-    output::OutputRequest,
+    output::destination::Destination,
     session::{Brake, Launch, TraceOptions},
     target::select::Selector,
 };
@@ -117,8 +117,8 @@ struct Trace {
     quiet: bool,
     /// Write a report: FORMAT:PATH with svg, folded, json or txt, or a PATH that
     /// ends in one of them; `-` is stdout. Repeatable
-    #[arg(short, long = "output", value_name = "FORMAT:PATH", value_parser = clap::value_parser!(OutputRequest))]
-    outputs: Vec<OutputRequest>,
+    #[arg(short, long = "output", value_name = "FORMAT:PATH", value_parser = clap::value_parser!(Destination))]
+    outputs: Vec<Destination>,
     /// Write no files unless asked by -o (otherwise svg, folded and json go to a
     /// new directory)
     #[arg(long)]

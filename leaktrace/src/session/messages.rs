@@ -1,0 +1,81 @@
+//! What is said on stderr around a trace.
+
+use std::{path::Path, time::Duration};
+
+use super::brake::{Brake, Estimate};
+use crate::{
+    model::{MemorySample, ProcessInfo},
+    report::quantity,
+};
+
+/// `orderd (4242, up 6 d): 38 200 allocations/s on 3.8 CPUs; tracing will cost
+/// about 2.4 % of its CPU (limit 50 %)`
+pub fn estimate(process: &ProcessInfo, estimate: &Estimate, brake: Brake) -> String {
+    let up = jiff::Zoned::now().duration_since(&process.started);
+    let up = Duration::try_from(up).unwrap_or_default();
+    let limit = match brake {
+        Brake::Off => String::new(),
+        Brake::Limit(limit) => format!(" (limit {})", quantity::percent_whole(limit)),
+    };
+    format!(
+        "{} ({}, up {}): {} allocations/s on {:.1} CPUs; tracing will cost about {} of its CPU{limit}",
+        process.name,
+        process.pid,
+        quantity::duration(up),
+        quantity::rate(estimate.alloc_rate),
+        estimate.cpus,
+        quantity::percent(estimate.share),
+    )
+}
+
+/// Why a process is not traced, and how it can be all the same.
+pub fn refusal(process: &ProcessInfo, estimate: &Estimate, limit: f64) -> String {
+    format!(
+        "not attached: {} makes {} allocations/s; exact tracing would take about {} of its CPU \
+         (limit {}).\nTo go on all the same, briefly:  leaktrace attach {} --max-overhead 100% \
+         --duration 10s",
+        process.name,
+        quantity::rate(estimate.alloc_rate),
+        quantity::percent_whole(estimate.share),
+        quantity::percent_whole(limit),
+        process.pid,
+    )
+}
+
+/// `attached to 4242 (orderd): 14 functions in libc.so.6 (-v lists them), …`
+pub fn attached(process: &ProcessInfo, functions: usize, files: &str, time: &jiff::Zoned) -> String {
+    format!(
+        "attached to {} ({}): {functions} functions in {files} (-v lists them), {}",
+        process.pid,
+        process.name,
+        time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    )
+}
+
+/// What the report can't explain.
+pub fn unexplained(memory: &MemorySample) -> Option<String> {
+    let rss = quantity::bytes(memory.rss?);
+    Some(format!(
+        "RSS {rss} was there before and is not explained. Blocks from now on are shown; a leak \
+         shows by growing."
+    ))
+}
+
+/// How to end, and what comes of it.
+pub fn how_to_end(directory: Option<&Path>) -> String {
+    match directory {
+        Some(directory) => {
+            format!("Ctrl-C detaches and writes the report to {}/", directory.display())
+        }
+        None => "Ctrl-C detaches and reports".to_owned(),
+    }
+}
+
+/// What the maps may take at worst.
+pub fn map_memory(bytes: u64, blocks: u32) -> String {
+    format!(
+        "Up to {} of kernel memory is used when {} blocks are live (--max-blocks)",
+        quantity::bytes(bytes),
+        quantity::grouped(u64::from(blocks)),
+    )
+}

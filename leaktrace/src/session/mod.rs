@@ -1,0 +1,95 @@
+//! A trace from its first to its last moment: chooses and prepares, attaches,
+//! watches, detaches, reports. The only module that knows the order of things.
+
+mod brake;
+mod calibration;
+mod estimate;
+mod messages;
+mod plan;
+mod progress;
+mod rehearsal;
+mod reporter;
+mod signals;
+mod snapshot;
+mod start;
+mod watch;
+
+use std::{ffi::OsString, time::Duration};
+
+use anyhow::Result;
+
+use crate::{
+    aggregate::AgeFilter,
+    bpf::{Limits, ObjectSource},
+    exit::Outcome,
+    model::{SortKey, Weight},
+    output::destination::Destination,
+    target::select::{self, Selector},
+};
+
+pub use brake::Brake;
+
+/// What a trace does, apart from whom it traces.
+#[derive(Clone, Debug)]
+pub struct TraceOptions {
+    /// Time between two tables.
+    pub interval: Duration,
+    /// Sites in a table.
+    pub top: usize,
+    /// Whole stacks in tables.
+    pub stacks: bool,
+    /// When to end.
+    pub duration: Option<Duration>,
+    /// No tables.
+    pub quiet: bool,
+    /// Outputs asked for.
+    pub outputs: Vec<Destination>,
+    /// Whether to write the usual files when none are asked for.
+    pub save: bool,
+    /// What flamegraphs and folded stacks weigh.
+    pub weight: Weight,
+    /// Order of sites.
+    pub sort: SortKey,
+    /// Sizes that are recorded, bytes, both included.
+    pub sizes: (u64, u64),
+    /// Ages that are shown.
+    pub ages: AgeFilter,
+    /// Sizes of the maps.
+    pub limits: Limits,
+    /// When tracing costs too much.
+    pub brake: Brake,
+    /// Say what it would cost, and end.
+    pub estimate_only: bool,
+    /// Explain each probe site.
+    pub verbose: bool,
+    /// The BPF programs.
+    pub object: ObjectSource,
+    /// Attach programs that do nothing.
+    pub empty_programs: bool,
+}
+
+/// A command to be started and traced.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// It and its arguments.
+    pub command: Vec<OsString>,
+    /// As whom it runs.
+    pub user: Option<String>,
+}
+
+/// Traces a process that is running.
+///
+/// # Errors
+/// Whatever keeps the trace from starting; once it runs, there is a report.
+pub fn attach(selector: &Selector, options: TraceOptions) -> Result<Outcome> {
+    let process = select::find(selector)?;
+    start::attach(process, options)
+}
+
+/// Starts a command and traces it.
+///
+/// # Errors
+/// As for [`attach`].
+pub fn run(launch: &Launch, options: TraceOptions) -> Result<Outcome> {
+    start::run(launch, options)
+}

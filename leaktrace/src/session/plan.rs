@@ -1,0 +1,136 @@
+//! From the files that a process maps to the probes that are to be set.
+
+use std::{fmt::Write as _, path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    allocator::{self, WatchedFunction},
+    bpf::{PlannedFile, PlannedProbe},
+    model::WatchedFileInfo,
+    probe_site::KernelAbility,
+    target::mapped_file::MappedFile,
+};
+
+/// The probes of a trace.
+#[derive(Default)]
+pub struct Plan {
+    /// What to probe.
+    pub files: Vec<PlannedFile>,
+    /// The same, for reports.
+    pub watched: Vec<WatchedFileInfo>,
+    /// Each site explained, a line each.
+    pub explanations: Vec<String>,
+    /// What could not be watched, a sentence each.
+    pub problems: Vec<String>,
+    /// Keeps the files open that `files` names.
+    opened: Vec<Arc<MappedFile>>,
+}
+
+impl Plan {
+    /// Looks for allocators in these files.
+    ///
+    /// # Errors
+    /// When a file that has an allocator can't be watched.
+    pub fn of(files: &[Arc<MappedFile>], ability: KernelAbility) -> Result<Self> {
+        let mut plan = Self::default();
+        for file in files {
+            plan.add(file, ability)
+                .with_context(|| format!("looking for an allocator in {}", file.path().display()))?;
+        }
+        Ok(plan)
+    }
+
+    fn add(&mut self, file: &Arc<MappedFile>, ability: KernelAbility) -> Result<()> {
+        let bytes = match file.map() {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                self.problems.push(format!("{} can't be read: {error}", file.path().display()));
+                return Ok(());
+            }
+        };
+        let watched = match allocator::discover(&bytes, ability) {
+            Ok(Some(watched)) => watched,
+            Ok(None) => return Ok(()),
+            // Mapped for execution, but no ELF file: a JIT's, most likely.
+            Err(allocator::DiscoverError::Elf(_)) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let name = file_name(file);
+        self.watched.push(WatchedFileInfo {
+            path: file.path().to_owned(),
+            build_id: watched.build_id.clone(),
+            functions: watched.functions.iter().map(|function| function.names.join("/")).collect(),
+        });
+        for function in &watched.functions {
+            self.explanations.push(explain(&name, function));
+        }
+        for refused in &watched.refused {
+            self.problems.push(format!(
+                "{} in {name} is not watched: {}",
+                refused.names.join("/"),
+                refused.reason
+            ));
+        }
+        self.files.push(PlannedFile {
+            path: file.descriptor_path(),
+            name,
+            probes: watched.functions.iter().map(probe).collect(),
+        });
+        self.opened.push(Arc::clone(file));
+        Ok(())
+    }
+
+    /// How many functions are watched.
+    pub fn function_count(&self) -> usize {
+        self.watched.iter().map(|file| file.functions.len()).sum()
+    }
+
+    /// `libc.so.6`, or `2 files`.
+    pub fn file_names(&self) -> String {
+        match self.files.as_slice() {
+            [file] => file.name.clone(),
+            [one, other] => format!("{} and {}", one.name, other.name),
+            files => format!("{} files", files.len()),
+        }
+    }
+
+    /// The paths of the watched files.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.watched.iter().map(|file| file.path.clone()).collect()
+    }
+}
+
+fn file_name(file: &MappedFile) -> String {
+    file.path()
+        .file_name()
+        .map_or_else(|| file.path().display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+fn probe(function: &WatchedFunction) -> PlannedProbe {
+    let sites: Vec<u64> =
+        function.sites.iter().map(|site| function.file_offset + u64::from(site.offset)).collect();
+    PlannedProbe {
+        function: function.names.join("/"),
+        cookie: function.signature.to_cookie(),
+        return_sites: if function.returns { sites.clone() } else { Vec::new() },
+        entry_sites: sites,
+    }
+}
+
+/// `malloc libc.so.6+0x98930: entry and return at +0 push %r12 (emulated): …`
+fn explain(file: &str, function: &WatchedFunction) -> String {
+    let mut text = format!("{} {file}+{:#x}: ", function.names.join("/"), function.file_offset);
+    if let Some(site) = function.sites.first() {
+        let _ = write!(
+            text,
+            "{} at +{} {} ({}): {}",
+            if function.returns { "entry and return" } else { "entry" },
+            site.offset,
+            site.instruction,
+            if site.emulated { "emulated" } else { "single-stepped" },
+            site.reason
+        );
+    }
+    text
+}

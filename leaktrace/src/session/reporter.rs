@@ -1,0 +1,204 @@
+//! Makes reports on a thread of its own, so that symbolizing and writing never
+//! hold up the watch: signals, the brake and the target's end come first.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+    thread::JoinHandle,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{TraceOptions, snapshot::Snapshot};
+use crate::{
+    aggregate::{Aggregator, Selection},
+    bpf::Maps,
+    model::{Edge, MemorySample, ProcessInfo, Report, TraceInfo},
+    output::{Outputs, screen::Screen},
+    report::{
+        export::ExportOptions,
+        table::{self, TableOptions},
+    },
+    target::Process,
+};
+
+/// What reports have in common.
+pub struct Common {
+    pub process: ProcessInfo,
+    pub trace: TraceInfo,
+    pub memory_at_start: MemorySample,
+    /// Sentences that every report carries.
+    pub notes: Vec<String>,
+}
+
+/// What the last job left.
+pub struct Finished {
+    pub report: Report,
+    /// Files that were written.
+    pub written: Vec<PathBuf>,
+    /// Outputs that were not, a sentence each.
+    pub failures: Vec<String>,
+}
+
+enum Job {
+    /// Learn new stacks only.
+    Learn(Snapshot),
+    Table(Snapshot),
+    Write(Snapshot),
+    Finish(Box<Snapshot>, Edge, Vec<String>),
+}
+
+/// The thread and the way to it.
+pub struct Reporter {
+    jobs: Sender<Job>,
+    thread: JoinHandle<Option<Finished>>,
+}
+
+/// What the thread works with.
+pub struct Workshop {
+    pub common: Common,
+    pub aggregator: Aggregator,
+    pub maps: Arc<Maps>,
+    pub process: Arc<Process>,
+    pub outputs: Outputs,
+    pub screen: Option<Screen>,
+    pub options: TraceOptions,
+}
+
+impl Reporter {
+    /// Starts the thread.
+    pub fn start(workshop: Workshop) -> Result<Self> {
+        let (jobs, receiver) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("reporter".into())
+            .spawn(move || workshop.run(&receiver))
+            .context("starting the reporter")?;
+        Ok(Self { jobs, thread })
+    }
+
+    /// Learns the stacks that are new.
+    pub fn learn(&self, snapshot: Snapshot) {
+        // A reporter that is gone is noticed at the end.
+        let _ = self.jobs.send(Job::Learn(snapshot));
+    }
+
+    /// Shows a table.
+    pub fn table(&self, snapshot: Snapshot) {
+        let _ = self.jobs.send(Job::Table(snapshot));
+    }
+
+    /// Writes the outputs.
+    pub fn write(&self, snapshot: Snapshot) {
+        let _ = self.jobs.send(Job::Write(snapshot));
+    }
+
+    /// Makes the last report and writes the outputs.
+    ///
+    /// # Errors
+    /// When the reporter broke down.
+    pub fn finish(self, snapshot: Snapshot, disabled: Edge, notes: Vec<String>) -> Result<Finished> {
+        let _ = self.jobs.send(Job::Finish(Box::new(snapshot), disabled, notes));
+        drop(self.jobs);
+        match self.thread.join() {
+            Ok(Some(finished)) => Ok(finished),
+            Ok(None) | Err(_) => anyhow::bail!("the reporter broke down; this is a defect"),
+        }
+    }
+}
+
+impl Workshop {
+    fn run(mut self, jobs: &Receiver<Job>) -> Option<Finished> {
+        while let Ok(job) = jobs.recv() {
+            match job {
+                Job::Learn(snapshot) => self.learn(&snapshot),
+                Job::Table(snapshot) => self.table(snapshot),
+                Job::Write(snapshot) => {
+                    let report = self.report(snapshot, None);
+                    for failure in self.write(&report).1 {
+                        eprintln!("leaktrace: {failure}");
+                    }
+                }
+                Job::Finish(snapshot, disabled, notes) => {
+                    self.common.trace.disabled = Some(disabled);
+                    self.common.notes.extend(notes);
+                    let report = self.report(*snapshot, None);
+                    let (written, failures) = self.write(&report);
+                    return Some(Finished { report, written, failures });
+                }
+            }
+        }
+        None
+    }
+
+    fn learn(&mut self, snapshot: &Snapshot) {
+        let process = Arc::clone(&self.process);
+        let result = self.aggregator.learn_stacks(&self.maps, &snapshot.sums, &mut |symbolizer| {
+            symbolizer.refresh(&process);
+        });
+        if let Err(error) = result {
+            self.common.notes.push(format!("Some stacks could not be read: {error:#}."));
+        }
+    }
+
+    fn table(&mut self, snapshot: Snapshot) {
+        let top = self.options.top;
+        let report = self.report(snapshot, Some(top));
+        if let Some(screen) = &self.screen {
+            let options = TableOptions {
+                width: screen.width(),
+                colour: screen.colour(),
+                stacks: self.options.stacks,
+                top,
+            };
+            screen.show(table::render(&report, &options));
+        }
+    }
+
+    fn report(&mut self, snapshot: Snapshot, top: Option<usize>) -> Report {
+        self.learn(&snapshot);
+        let selection = Selection {
+            sort: self.options.sort,
+            top,
+            growing: self.options.top,
+            elapsed: snapshot.elapsed,
+        };
+        let sites = self.aggregator.sites(&snapshot.sums, snapshot.ages.as_ref(), &selection);
+        let mut notes = self.common.notes.clone();
+        notes.extend(self.aggregator.symbolizer().notes());
+        Report {
+            process: self.common.process.clone(),
+            trace: self.common.trace.clone(),
+            taken: snapshot.taken,
+            elapsed: snapshot.elapsed,
+            end: snapshot.end,
+            counters: snapshot.counters,
+            totals: sites.totals,
+            alloc_rate: snapshot.alloc_rate,
+            cost: snapshot.cost,
+            memory_at_start: self.common.memory_at_start,
+            memory: snapshot.memory,
+            complete_share: sites.complete_share,
+            sites: sites.sites,
+            growing: sites.growing,
+            site_count: sites.count,
+            ages_known: snapshot.ages.is_some(),
+            notes,
+        }
+    }
+
+    /// Files that were written and sentences about those that were not.
+    fn write(&mut self, report: &Report) -> (Vec<PathBuf>, Vec<String>) {
+        let options = ExportOptions { weight: self.options.weight, top: self.options.top };
+        let (mut written, mut failures) = (Vec::new(), Vec::new());
+        for output in self.outputs.write(report, &options) {
+            match output.result {
+                Ok(()) => written.extend(output.path),
+                Err(error) => failures.push(error.to_string()),
+            }
+        }
+        (written, failures)
+    }
+}

@@ -1,0 +1,93 @@
+//! Signals that end a trace, or make it write its files.
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// End with the final report; the signal's name and number.
+    End(&'static str, i32),
+    /// Write the outputs now and go on.
+    Write,
+}
+
+/// Signals that end a trace. Stopping (Ctrl-Z) would leave probes in a target
+/// that nobody watches, so it ends as well.
+const ENDING: [(&str, i32); 4] = [
+    ("SIGINT", libc::SIGINT),
+    ("SIGTERM", libc::SIGTERM),
+    ("SIGHUP", libc::SIGHUP),
+    ("SIGTSTP", libc::SIGTSTP),
+];
+
+/// Where requests come from.
+pub enum Signals {
+    /// Signals to leaktrace.
+    Own(UnboundedReceiver<Request>),
+}
+
+impl Signals {
+    /// The next request; waits for it.
+    pub async fn next(&mut self) -> Request {
+        let request = match self {
+            Self::Own(receiver) => receiver.recv().await,
+        };
+        match request {
+            Some(request) => request,
+            // The listeners live as long as the runtime.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Begins to listen. After a first signal that ends, a second one ends the
+/// process at once: the kernel takes out what probes are left.
+///
+/// # Errors
+/// When handlers can't be set.
+pub fn listen() -> Result<Signals> {
+    let (sender, receiver) = unbounded_channel();
+    for (name, number) in ENDING {
+        // Under nohup a lost connection is no reason to end.
+        if number == libc::SIGHUP && is_ignored(number) {
+            continue;
+        }
+        forward(&sender, number, Request::End(name, number))?;
+    }
+    forward(&sender, libc::SIGUSR1, Request::Write)?;
+    Ok(Signals::Own(receiver))
+}
+
+fn forward(sender: &UnboundedSender<Request>, number: i32, request: Request) -> Result<()> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static ENDING_ALREADY: AtomicBool = AtomicBool::new(false);
+
+    let mut signals =
+        signal(SignalKind::from_raw(number)).with_context(|| format!("handling signal {number}"))?;
+    let sender = sender.clone();
+    tokio::spawn(async move {
+        while signals.recv().await.is_some() {
+            if let Request::End(..) = request
+                && ENDING_ALREADY.swap(true, Ordering::Relaxed)
+            {
+                std::process::exit(128 + number);
+            }
+            if sender.send(request).is_err() {
+                break;
+            }
+        }
+    });
+    Ok(())
+}
+
+fn is_ignored(number: i32) -> bool {
+    // SAFETY: zeros are a valid `sigaction` to be filled in.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: only asks; the pointer is to our own structure.
+    let result = unsafe { libc::sigaction(number, std::ptr::null(), &raw mut action) };
+    result == 0 && action.sa_sigaction == libc::SIG_IGN
+}

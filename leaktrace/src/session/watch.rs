@@ -1,0 +1,278 @@
+//! The time between the first probe and the last.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use leaktrace_common::counter::Counter;
+use tokio::{
+    io::unix::AsyncFd,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{
+    TraceOptions,
+    brake::{Brake, CostWatch, Period},
+    plan::Plan,
+    progress::Progress,
+    reporter::{Finished, Reporter},
+    signals::{Request, Signals},
+    snapshot::{self, AllocRate, Snapshot},
+};
+use crate::{
+    bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
+    model::{Edge, EndReason, MemorySample},
+    target::{
+        Process,
+        cpu::{CpuClock, CpuTime},
+        mapping, memory,
+    },
+};
+
+/// How often the brake, the target and the screen are looked at.
+const CHECK: Duration = Duration::from_millis(250);
+/// How many checks go by between two looks at new stacks and at memory.
+const LEARN_EVERY: u32 = 4;
+
+/// A trace whose probes are in and whose events count.
+pub struct Watch {
+    pub tracer: Tracer,
+    pub attachment: Attachment,
+    pub program: Program,
+    pub plan: Plan,
+    pub process: Arc<Process>,
+    pub options: TraceOptions,
+    pub enabled: Edge,
+    pub started: Instant,
+    pub cost: CostWatch,
+    pub clock: Option<CpuClock>,
+    pub memory: MemorySample,
+    /// How many times the target may exec before its image is another one: 1
+    /// for a command that we start.
+    pub expected_execs: u64,
+}
+
+/// Figures of the last check.
+struct Seen {
+    at: Instant,
+    allocs: u64,
+    frees: u64,
+    execs: u64,
+    cpu: CpuTime,
+}
+
+impl Watch {
+    /// Watches until something ends it, then makes the last report.
+    ///
+    /// # Errors
+    /// When the report can't be made; the probes are out in any case.
+    pub async fn run(
+        mut self,
+        reporter: Reporter,
+        signals: &mut Signals,
+        screen_closed: impl Fn() -> bool,
+    ) -> Result<Finished> {
+        let maps = self.tracer.maps();
+        let mut rate = AllocRate::new();
+        let end = self.wait(&maps, &reporter, signals, &screen_closed, &mut rate).await;
+        self.finish(&maps, reporter, end)
+    }
+
+    async fn wait(
+        &mut self,
+        maps: &Maps,
+        reporter: &Reporter,
+        signals: &mut Signals,
+        screen_closed: &impl Fn() -> bool,
+        rate: &mut AllocRate,
+    ) -> Result<EndReason> {
+        let process = Arc::clone(&self.process);
+        let exit = AsyncFd::new(process.pidfd())?;
+        let deadline = self.options.duration.map(|duration| self.started + duration);
+        let mut table = interval(self.options.interval);
+        table.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        table.reset();
+        let mut check = interval(CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        check.reset();
+        let mut seen = self.seen(maps)?;
+        let mut checks = 0;
+        loop {
+            let at_deadline = async {
+                match deadline {
+                    Some(deadline) => sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                request = signals.next() => match request {
+                    Request::End(name, _) => return Ok(EndReason::Signal(name)),
+                    Request::Write => reporter.write(self.snapshot(maps, rate, true)?),
+                },
+                _ = exit.readable() => return Ok(EndReason::TargetExit),
+                () = at_deadline => return Ok(EndReason::Duration),
+                _ = check.tick() => {
+                    if let Some(end) = self.check(maps, &mut seen)? {
+                        return Ok(end);
+                    }
+                    if screen_closed() {
+                        return Ok(EndReason::OutputClosed);
+                    }
+                    checks += 1;
+                    if checks % LEARN_EVERY == 0 {
+                        self.look_around(maps, reporter)?;
+                    }
+                },
+                _ = table.tick(), if !self.options.quiet => {
+                    let with_ages = self.options.ages.is_set();
+                    reporter.table(self.snapshot(maps, rate, with_ages)?);
+                },
+            }
+        }
+    }
+
+    fn seen(&self, maps: &Maps) -> Result<Seen> {
+        let counters = maps.counters()?;
+        Ok(Seen {
+            at: Instant::now(),
+            allocs: counters.events[Counter::AllocCalls as usize],
+            frees: counters.events[Counter::FreeCalls as usize],
+            execs: counters.events[Counter::Exec as usize],
+            cpu: self.cpu().unwrap_or_default(),
+        })
+    }
+
+    fn cpu(&self) -> Option<CpuTime> {
+        self.clock.as_ref()?.read().ok()
+    }
+
+    /// The brake, and what may have become of the target.
+    fn check(&mut self, maps: &Maps, seen: &mut Seen) -> Result<Option<EndReason>> {
+        let now = self.seen(maps)?;
+        let period = Period {
+            wall: now.at - seen.at,
+            allocs: now.allocs - seen.allocs,
+            frees: now.frees - seen.frees,
+            cpu: now.cpu.total().saturating_sub(seen.cpu.total()),
+            system: now.cpu.system.saturating_sub(seen.cpu.system),
+        };
+        *seen = now;
+        if let Some(cost) = self.cost.observe(&period) {
+            let Brake::Limit(limit) = self.options.brake else { return Ok(None) };
+            return Ok(Some(EndReason::Overhead { cost, limit }));
+        }
+        if seen.execs > self.expected_execs {
+            return Ok(Some(EndReason::TargetExec));
+        }
+        self.follow_process()?;
+        Ok(None)
+    }
+
+    /// Perf events fall silent when the process's first thread ends, although
+    /// the process lives: they are replaced by some that are not bound to it.
+    fn follow_process(&mut self) -> Result<()> {
+        if self.attachment.kind != LinkKind::Perf
+            || self.attachment.scope == Scope::Everyone
+            || !self.process.main_thread_ended()
+        {
+            return Ok(());
+        }
+        self.tracer.maps().control().set_target(self.process.pid(), true);
+        let unbound =
+            self.tracer.attach(LinkKind::Perf, &self.plan.files, self.program, Scope::Everyone)?;
+        let bound = std::mem::replace(&mut self.attachment, unbound);
+        std::thread::spawn(move || bound.detach(|_, _| {}));
+        Ok(())
+    }
+
+    /// Learns new stacks, where the trampoline is, how much memory is used.
+    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
+        self.sample_memory();
+        reporter.learn(Snapshot {
+            taken: jiff::Zoned::now(),
+            elapsed: self.started.elapsed(),
+            end: None,
+            counters: maps.counters()?,
+            sums: maps.sums()?,
+            ages: None,
+            alloc_rate: 0.0,
+            cost: None,
+            memory: self.memory,
+        });
+        Ok(())
+    }
+
+    fn sample_memory(&mut self) {
+        let memory = memory::sample(&self.process);
+        if memory.rss.is_some() {
+            self.memory = memory;
+        }
+    }
+
+    fn snapshot(&mut self, maps: &Maps, rate: &mut AllocRate, ages: bool) -> Result<Snapshot> {
+        self.sample_memory();
+        let counters = maps.counters()?;
+        Ok(Snapshot {
+            taken: jiff::Zoned::now(),
+            elapsed: self.started.elapsed(),
+            end: None,
+            alloc_rate: rate.next(&counters),
+            counters,
+            sums: maps.sums()?,
+            ages: if ages {
+                Some(snapshot::ages(maps, self.options.ages, snapshot::now_ns())?)
+            } else {
+                None
+            },
+            cost: self.cost.total_share(),
+            memory: self.memory,
+        })
+    }
+
+    /// First the probes go, then everything is read, then it is reported.
+    fn finish(
+        mut self,
+        maps: &Maps,
+        reporter: Reporter,
+        end: Result<EndReason>,
+    ) -> Result<Finished> {
+        let disabled = maps.control().enable(false);
+        let elapsed = self.started.elapsed();
+        let progress = Progress::start("taking the probes out");
+        self.attachment.detach(|closed, all| {
+            progress.phase(format!("taking the probes out: {closed} of {all}"));
+        });
+        let end = end?;
+        progress.phase("reading what is held");
+        self.sample_memory();
+        let counters = maps.counters()?;
+        let sums = maps.sums()?;
+        let ages = snapshot::ages(maps, self.options.ages, disabled.latest_ns)?;
+        progress.phase("reading symbols and writing the report");
+        let calls = counters.events[Counter::AllocCalls as usize];
+        let snapshot = Snapshot {
+            taken: jiff::Zoned::now(),
+            elapsed,
+            end: Some(end),
+            counters,
+            sums,
+            ages: Some(ages),
+            alloc_rate: calls as f64 / elapsed.as_secs_f64().max(1e-3),
+            cost: self.cost.total_share(),
+            memory: self.memory,
+        };
+        reporter.finish(snapshot, disabled, Vec::new())
+    }
+}
+
+/// Tells the programs where the kernel mapped its trampoline, when it is not at
+/// the usual place.
+pub fn find_trampoline(maps: &Maps, process: &Process) {
+    let Ok(mappings) = mapping::read_mappings(process) else { return };
+    if let Some(mapping) = mappings.iter().find(|mapping| mapping.is_special("[uprobes]")) {
+        maps.control().set_trampoline(mapping.start);
+    }
+}
