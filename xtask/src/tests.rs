@@ -132,7 +132,7 @@ fn no_root() -> Option<String> {
         return Some("needs root, and there is no sudo".to_owned());
     }
     // Asks for the password here, once, when a terminal is there to ask on.
-    let allowed = Command::new("sudo").arg("--validate").status();
+    let allowed = Command::new("sudo").args(["--", "true"]).status();
     let is_allowed = allowed.is_ok_and(|status| status.success());
     (!is_allowed).then(|| "needs root, and sudo refused".to_owned())
 }
