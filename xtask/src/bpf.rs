@@ -40,8 +40,10 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let release = toolchain::rustc_release()?;
     if release != RUST_VERSION {
-        let reason = format!("the object is made with rustc {RUST_VERSION}, this is {release}");
-        return not_built(options, &reason);
+        bail!(
+            "the BPF object is made with rustc {RUST_VERSION}, this is {release}: \
+             `rustup toolchain install {RUST_VERSION}`, then `cargo +{RUST_VERSION} xtask bpf`"
+        );
     }
     let library = match rust_src::find()? {
         RustSrc::Library(library) => library,
