@@ -5,6 +5,7 @@ mod object_file;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -27,6 +28,9 @@ pub struct Options {
     /// Build the object that logs, for `leaktrace --bpf-object`; it is not shipped.
     #[arg(long)]
     debug: bool,
+    /// Write nothing: fail on any of clippy's warnings about the BPF programs.
+    #[arg(long, conflicts_with = "check")]
+    lint: bool,
 }
 
 /// Builds the object, or checks the one that is committed.
@@ -36,8 +40,10 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<()> {
     let release = toolchain::rustc_release()?;
     if release != RUST_VERSION {
-        let reason = format!("the object is made with rustc {RUST_VERSION}, this is {release}");
-        return not_built(options, &reason);
+        bail!(
+            "the BPF object is made with rustc {RUST_VERSION}, this is {release}: \
+             `rustup toolchain install {RUST_VERSION}`, then `cargo +{RUST_VERSION} xtask bpf`"
+        );
     }
     let library = match rust_src::find()? {
         RustSrc::Library(library) => library,
@@ -45,7 +51,13 @@ pub fn run(options: &Options) -> Result<()> {
             return not_built(options, &format!("no source of Rust's core: {reason}"));
         }
     };
-    let linked = build(&library, options.debug)?;
+    if options.lint {
+        let mut clippy = cargo("clippy", &library, options.debug)?;
+        return process::run(clippy.args(["--", "--deny", "warnings"]));
+    }
+    process::say("building the BPF object (the first time, Rust's core as well: under a minute)");
+    process::run(&mut cargo("build", &library, options.debug)?)?;
+    let linked = target_dir().join(TARGET).join("release/leaktrace");
     let linked = fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
     let object = object_file::stripped(&linked)?;
 
@@ -54,7 +66,7 @@ pub fn run(options: &Options) -> Result<()> {
         return check(&committed, &object);
     }
     let path = if options.debug {
-        project::target_dir().join("bpf/leaktrace-debug.bpf.o")
+        target_dir().join("leaktrace-debug.bpf.o")
     } else {
         committed
     };
@@ -69,10 +81,12 @@ pub fn run(options: &Options) -> Result<()> {
 
 /// A check that cannot be made is not a failure, but said; a build is.
 fn not_built(options: &Options, reason: &str) -> Result<()> {
-    if !options.check {
-        bail!("{reason}");
-    }
-    println!("not run: cargo xtask bpf --check: {reason}");
+    let option = match options {
+        Options { check: true, .. } => "--check",
+        Options { lint: true, .. } => "--lint",
+        _ => bail!("{reason}"),
+    };
+    println!("not run: cargo xtask bpf {option}: {reason}");
     Ok(())
 }
 
@@ -84,7 +98,7 @@ fn check(committed: &Path, object: &[u8]) -> Result<()> {
         println!("{shown} is what its source makes ({} bytes)", object.len());
         return Ok(());
     }
-    let kept = project::target_dir().join("bpf/rebuilt.bpf.o");
+    let kept = target_dir().join("rebuilt.bpf.o");
     fs::write(&kept, object).with_context(|| format!("cannot write {}", kept.display()))?;
     let place = found.iter().zip(object).take_while(|(a, b)| a == b).count();
     bail!(
@@ -96,11 +110,14 @@ fn check(committed: &Path, object: &[u8]) -> Result<()> {
     )
 }
 
-/// Compiles and links; returns the linked object's path.
-fn build(library: &Path, debug: bool) -> Result<PathBuf> {
+fn target_dir() -> PathBuf {
+    project::target_dir().join("bpf")
+}
+
+/// Cargo's subcommand on the BPF programs, for their target.
+fn cargo(subcommand: &str, library: &Path, debug: bool) -> Result<Command> {
     let linker = toolchain::bpf_linker()?;
     let package = project::root().join("leaktrace-ebpf");
-    let target_dir = project::target_dir().join("bpf");
     let mut linker_flag = std::ffi::OsString::from("-Clinker=");
     linker_flag.push(&linker);
     let flags = [
@@ -129,7 +146,7 @@ fn build(library: &Path, debug: bool) -> Result<PathBuf> {
     }
     cargo
         .args([
-            "build",
+            subcommand,
             "--quiet",
             "--release",
             "--locked",
@@ -138,7 +155,7 @@ fn build(library: &Path, debug: bool) -> Result<PathBuf> {
             TARGET,
         ])
         .arg("--target-dir")
-        .arg(&target_dir)
+        .arg(target_dir())
         .current_dir(&package)
         // Stable's `-Z build-std` and the language features that BPF code needs.
         .env("RUSTC_BOOTSTRAP", "1")
@@ -152,7 +169,5 @@ fn build(library: &Path, debug: bool) -> Result<PathBuf> {
         cargo.args(["--features", "debug"]);
     }
     rustc_wrapper::ask(&mut cargo, &project::root(), library)?;
-    process::say("building the BPF object (the first time, Rust's core as well: under a minute)");
-    process::run(&mut cargo)?;
-    Ok(target_dir.join(TARGET).join("release/leaktrace"))
+    Ok(cargo)
 }

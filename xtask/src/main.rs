@@ -1,6 +1,7 @@
 //! The project's chores: `cargo xtask --help` lists them.
 
 mod bpf;
+mod demo;
 mod packages;
 mod process;
 mod project;
@@ -27,6 +28,8 @@ enum Chore {
     Bpf(bpf::Options),
     /// Run every test; the last line says how many passed, failed, were skipped.
     Test(tests::Options),
+    /// Trace a small program that leaks and make its flamegraph.
+    Demo,
 }
 
 fn main() -> ExitCode {
@@ -35,11 +38,13 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::parse();
     let result = match arguments.chore {
-        Chore::Bpf(options) => bpf::run(&options),
+        Chore::Bpf(options) => bpf::run(&options).map(|()| true),
         Chore::Test(options) => tests::run(&options),
+        Chore::Demo => demo::run().map(|()| true),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -36,8 +36,8 @@ pub fn find() -> Result<RustSrc> {
     if rustup.join("core/src/lib.rs").is_file() {
         return Ok(RustSrc::Library(rustup));
     }
-    let place = project::target_dir().join("rust-src").join(RUST_VERSION);
-    let library = place.join(format!("usr/src/rustc-{RUST_VERSION}/library"));
+    let cache = project::target_dir().join("rust-src");
+    let library = cache.join(RUST_VERSION).join("library");
     if library.join("core/src/lib.rs").is_file() {
         return Ok(RustSrc::Library(library));
     }
@@ -48,7 +48,7 @@ pub fn find() -> Result<RustSrc> {
                 .to_owned(),
         ));
     }
-    let apt = PrivateApt::new(&project::target_dir().join("rust-src/apt"))?;
+    let apt = PrivateApt::new(&cache.join("apt"))?;
     if let Some(reason) = apt.update()? {
         return Ok(RustSrc::NotOffered(reason));
     }
@@ -58,26 +58,28 @@ pub fn find() -> Result<RustSrc> {
             "{SUITE} no longer has {PACKAGE}"
         )));
     };
-    unpack(&package, &place)?;
+    unpack(&package, &library)?;
     fs::remove_dir_all(&apt.dir).with_context(|| format!("cannot remove {}", apt.dir.display()))?;
-    if !library.join("core/src/lib.rs").is_file() {
-        bail!(
-            "{PACKAGE} has no core/src/lib.rs in {}",
-            project::shown(&library)
-        );
-    }
     Ok(RustSrc::Library(library))
 }
 
-/// Unpacks beside the wanted place and moves there, so that a half-unpacked
-/// tree is never taken for a whole one.
-fn unpack(package: &Path, place: &Path) -> Result<()> {
+/// Unpacks beside the wanted place and moves there what is needed, so that a
+/// half-unpacked tree is never taken for a whole one.
+fn unpack(package: &Path, library: &Path) -> Result<()> {
+    let place = library.parent().context("the source has no directory")?;
     let partial = place.with_extension(format!("partial-{}", std::process::id()));
     process::run(Command::new("dpkg").arg("-x").arg(package).arg(&partial))?;
+    let unpacked = partial.join(format!("usr/src/rustc-{RUST_VERSION}/library"));
+    if !unpacked.join("core/src/lib.rs").is_file() {
+        bail!("{} has no core/src/lib.rs", unpacked.display());
+    }
     if place.exists() {
         fs::remove_dir_all(place).with_context(|| format!("cannot remove {}", place.display()))?;
     }
-    fs::rename(&partial, place).with_context(|| format!("cannot move to {}", place.display()))
+    fs::create_dir_all(place).with_context(|| format!("cannot create {}", place.display()))?;
+    fs::rename(&unpacked, library)
+        .with_context(|| format!("cannot move to {}", library.display()))?;
+    fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))
 }
 
 /// apt with every directory of its own.

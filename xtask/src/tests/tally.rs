@@ -24,17 +24,25 @@ impl Tally {
     pub fn add(&mut self, program: &str, text: &str, succeeded: bool) {
         let failed_before = self.failed;
         let mut results = 0;
+        // The names below the last `failures:` before a result; what a failed
+        // test printed stands below an earlier one.
+        let mut names = Vec::new();
         for line in text.lines() {
             if let Some(counts) = line.strip_prefix("test result: ") {
                 results += 1;
                 self.passed += count(counts, "passed");
                 self.failed += count(counts, "failed");
                 self.skipped += count(counts, "ignored");
+                self.failures.append(&mut names);
             } else if let Some(rest) = line.strip_prefix("NOT RUN: ") {
                 let (name, reason) = rest.split_once(": ").unwrap_or((rest, "no reason given"));
                 self.not_run.insert(name.to_owned(), reason.to_owned());
+            } else if line == "failures:" {
+                names.clear();
+            } else if let Some(name) = line.strip_prefix("    ") {
+                names.push(name.to_owned());
             } else if let Some(rest) = line.strip_prefix("test ") {
-                self.add_test(rest);
+                self.add_ignored(rest);
             }
         }
         // Killed, aborted, or unable to start its tests at all.
@@ -51,21 +59,24 @@ impl Tally {
         self.not_run.insert(name.to_owned(), reason.to_owned());
     }
 
-    /// Reads `name ... FAILED` and `name ... ignored, reason`.
-    fn add_test(&mut self, line: &str) {
-        let Some((name, outcome)) = line.rsplit_once(" ... ") else {
+    /// Reads libtest's `name ... ignored, reason` and libtest-mimic's
+    /// `name ... ignored (reason)`.
+    fn add_ignored(&mut self, line: &str) {
+        let Some((name, reason)) = line.split_once(" ... ignored") else {
             return;
         };
-        if outcome == "FAILED" {
-            self.failures.push(name.to_owned());
-        } else if let Some(reason) = outcome.strip_prefix("ignored") {
-            let reason = reason.trim_start_matches(", ");
-            let reason = if reason.is_empty() { "ignored" } else { reason };
-            // What the test itself said is more than this.
-            self.not_run
-                .entry(name.to_owned())
-                .or_insert_with(|| reason.to_owned());
-        }
+        let reason = reason
+            .trim_start_matches([',', ' ', '('])
+            .trim_end_matches(')');
+        let reason = if reason.is_empty() {
+            "no reason given"
+        } else {
+            reason
+        };
+        // What the test itself said is more than this.
+        self.not_run
+            .entry(name.trim_end().to_owned())
+            .or_insert_with(|| reason.to_owned());
     }
 }
 
@@ -96,22 +107,34 @@ fn count(counts: &str, word: &str) -> u64 {
 mod tests {
     use super::*;
 
-    const MIXED: &str = "running 3 tests\n\
+    const MIXED: &str = "running 5 tests\n\
         test pure::one ... ok\n\
         NOT RUN: go::grows: go is not installed\n\
         test go::grows ... ignored\n\
         test slow ... ignored, takes an hour\n\
-        test broken ... FAILED\n\
-        test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.01s\n";
+        test alone ... ignored (no root)\n\
+        test broken ... it prints\n\
+        FAILED\n\
+        \n\
+        failures:\n\
+        \n\
+        ---- broken ----\n\
+        \x20   expected 1\n\
+        \n\
+        failures:\n\
+        \x20   broken\n\
+        \n\
+        test result: FAILED. 1 passed; 1 failed; 3 ignored; 0 measured; 0 filtered out; finished in 0.01s\n";
 
     #[test]
     fn counts_names_and_reasons_are_read() {
         let mut tally = Tally::default();
         tally.add("t", MIXED, false);
-        assert_eq!(tally.to_string(), "1 passed, 1 failed, 2 skipped");
+        assert_eq!(tally.to_string(), "1 passed, 1 failed, 3 skipped");
         assert_eq!(tally.failures, ["broken"]);
         assert_eq!(tally.not_run["go::grows"], "go is not installed");
         assert_eq!(tally.not_run["slow"], "takes an hour");
+        assert_eq!(tally.not_run["alone"], "no root");
     }
 
     #[test]

@@ -1,0 +1,172 @@
+// orderd: a small order service that leaks, for `cargo xtask demo`.
+//
+// What it holds, and why:
+//   Session::create      never closed when a client goes away in the middle: the leak
+//   Metrics::label       kept for ever for regions that nobody configured: a small leak
+//   TemplateCache::load  filled in the first seconds, then flat: no leak
+//   Order::parse         allocated and freed thousands of times a second: churn
+//
+// Objects with a payload behind them come from malloc, as in many services;
+// built with frame pointers, so that stacks reach the code that asked.
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <unistd.h>
+
+// As if each were in a file of its own: a frame for each.
+#define FRAME [[gnu::noipa]]
+
+std::atomic<bool> stopping{false};
+
+struct Session {
+    Session *next;
+    std::uint64_t user;
+    std::size_t capacity;
+    // `capacity` bytes of the client's state follow.
+
+    FRAME static Session *create(std::uint64_t user, std::size_t capacity) {
+        void *memory = std::malloc(sizeof(Session) + capacity);
+        if (memory == nullptr) return nullptr;
+        std::memset(memory, 0, sizeof(Session) + capacity);
+        return new (memory) Session{nullptr, user, capacity};
+    }
+
+    static void close(Session *session) { std::free(session); }
+};
+
+struct SessionTable {
+    std::mutex mutex;
+    Session *open = nullptr;
+
+    void add(Session *session) {
+        std::lock_guard<std::mutex> lock(mutex);
+        session->next = open;
+        open = session;
+    }
+} sessions;
+
+struct Login {
+    FRAME static void handle(std::uint64_t user);
+};
+
+void Login::handle(std::uint64_t user) {
+    Session *session = Session::create(user, 12 * 1024);
+    if (session == nullptr) return;
+    // A client that goes away here is never seen again, nor is its session.
+    if (user % 3 == 0) {
+        sessions.add(session);
+        return;
+    }
+    Session::close(session);
+}
+
+struct Template {
+    Template *next;
+    unsigned name;
+};
+
+struct TemplateCache {
+    static constexpr unsigned capacity = 300;
+    Template *entries = nullptr;
+
+    FRAME Template *load(unsigned name) {
+        constexpr std::size_t size = 16 * 1024;
+        void *memory = std::malloc(size);
+        if (memory == nullptr) return nullptr;
+        std::memset(memory, 0, size);
+        entries = new (memory) Template{entries, name};
+        return entries;
+    }
+
+    FRAME Template *find(unsigned name) {
+        for (Template *entry = entries; entry != nullptr; entry = entry->next)
+            if (entry->name == name) return entry;
+        return load(name);
+    }
+};
+
+struct Metrics {
+    FRAME static char *label(unsigned region) {
+        constexpr std::size_t size = 48;
+        char *text = static_cast<char *>(std::malloc(size));
+        if (text != nullptr) std::snprintf(text, size, "orders_total{region=\"%u\"}", region);
+        return text;
+    }
+};
+
+struct Order {
+    std::uint64_t id;
+    std::uint32_t lines;
+
+    FRAME static Order *parse(std::uint64_t id, std::uint32_t lines) {
+        void *memory = std::malloc(sizeof(Order) + 24u * lines);
+        return memory == nullptr ? nullptr : new (memory) Order{id, lines};
+    }
+
+    std::uint64_t price() const {
+        std::uint64_t sum = id;
+        for (std::uint32_t line = 0; line < lines; ++line) sum = sum * 31 + line;
+        return sum;
+    }
+};
+
+std::atomic<std::uint64_t> revenue{0};
+
+FRAME void take_order(std::uint64_t id) {
+    Order *order = Order::parse(id, 1 + id % 12);
+    if (order == nullptr) return;
+    revenue += order->price();
+    std::free(order);
+}
+
+void pause_for(std::chrono::microseconds time) { std::this_thread::sleep_for(time); }
+
+FRAME void serve_logins() {
+    for (std::uint64_t user = 1; !stopping; ++user) {
+        Login::handle(user);
+        pause_for(std::chrono::milliseconds(6));
+    }
+}
+
+FRAME void render_pages() {
+    TemplateCache cache;
+    for (unsigned page = 0; !stopping; ++page) {
+        cache.find(page * 7 % TemplateCache::capacity);
+        pause_for(std::chrono::milliseconds(10));
+    }
+}
+
+FRAME void take_orders(unsigned worker) {
+    for (std::uint64_t id = worker; !stopping; id += 2) {
+        for (int batch = 0; batch < 20; ++batch) take_order(id + batch);
+        // The label is only found again for regions that are configured.
+        if (id % 64 == worker) Metrics::label(static_cast<unsigned>(id));
+        pause_for(std::chrono::milliseconds(4));
+    }
+}
+
+int main() {
+    std::signal(SIGTERM, [](int) { stopping = true; });
+    // Nobody has to remember to stop a demonstration.
+    alarm(300);
+    std::printf("orderd: serving as %d\n", static_cast<int>(getpid()));
+    std::fflush(stdout);
+
+    std::thread logins(serve_logins);
+    std::thread pages(render_pages);
+    std::thread first(take_orders, 0u);
+    std::thread second(take_orders, 1u);
+    logins.join();
+    pages.join();
+    first.join();
+    second.join();
+    return 0;
+}
