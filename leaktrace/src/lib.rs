@@ -3,3 +3,4 @@
 
 pub mod bpf;
 pub mod model;
+pub mod target;
