@@ -3,3 +3,5 @@
 
 pub mod bpf;
 pub mod model;
+pub mod output;
+pub mod report;
