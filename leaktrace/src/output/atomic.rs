@@ -1,0 +1,371 @@
+//! Files that appear whole or not at all.
+//!
+//! The bytes go to a file without a name (`O_TMPFILE`), which is then linked
+//! into place: killed at any time before that, leaktrace leaves nothing. A file
+//! that is already there is replaced by a rename. On file systems without
+//! `O_TMPFILE` (NFS) the new file has a hidden name for a moment.
+//!
+//! As root in a directory of others, the last component of a path may be a trap:
+//! symbolic links of strangers are refused, and what is no regular file (a pipe
+//! of the shell's `>(…)`, `/dev/null`) is written to, never replaced.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::{
+            ffi::OsStrExt as _,
+            fs::{FileTypeExt as _, MetadataExt as _},
+        },
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{
+        AtFlags, CWD, FileType, Mode, OFlags, fchmod, fchown, fcntl_setfl, fstat, linkat, open,
+        openat, renameat, unlinkat,
+    },
+    io::Errno,
+    rand::{GetRandomFlags, getrandom},
+};
+
+use crate::output::{error::WriteError, owner::Owner, stream};
+
+/// Only the owner reads reports, as with `perf record`: they tell paths and
+/// functions of somebody's process.
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// Writes `bytes` to `path`; what was there before is replaced at once.
+///
+/// # Errors
+/// When the kernel refuses, or the path leads to something that must not be
+/// written to. A pipe that nobody reads any more is no error.
+pub fn write(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<(), WriteError> {
+    match plan(path, owner)? {
+        Plan::Replace(path) => {
+            let fail = |errno| WriteError::new(&path, errno);
+            let Some(name) = path.file_name() else {
+                return Err(WriteError::because(&path, "this is a directory; name a file in it"));
+            };
+            let parent = match path.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => parent,
+                _ => Path::new("."),
+            };
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = open(parent, flags, Mode::empty()).map_err(fail)?;
+            write_at(directory.as_fd(), name, bytes, owner).map_err(fail)
+        }
+        Plan::Into(path, flags) => write_into(&path, flags, bytes)
+            .or_else(stream::closed_is_fine)
+            .map_err(|errno| match errno {
+                // Opening a pipe for writing without a reader.
+                Errno::NXIO => WriteError::because(&path, "nobody reads this pipe"),
+                _ => WriteError::new(&path, errno),
+            }),
+    }
+}
+
+/// How a path is to be written.
+#[derive(Debug, PartialEq, Eq)]
+enum Plan {
+    /// As a new file in place of what is there.
+    Replace(PathBuf),
+    /// Into what is there, opened with these flags besides.
+    Into(PathBuf, OFlags),
+}
+
+fn plan(path: &Path, owner: Option<Owner>) -> Result<Plan, WriteError> {
+    if is_descriptor(path) {
+        // As the shell that opened it meant it, also for `3>>file`.
+        return Ok(Plan::Into(path.to_owned(), OFlags::APPEND));
+    }
+    let Ok(found) = path.symlink_metadata() else {
+        return Ok(Plan::Replace(path.to_owned()));
+    };
+    if !found.is_symlink() {
+        return plan_for(path.to_owned(), &found);
+    }
+    let ours = [0, rustix::process::geteuid().as_raw()];
+    let trusted = ours.contains(&found.uid())
+        || owner.is_some_and(|owner| owner.uid.as_raw() == found.uid());
+    if !trusted {
+        let reason = format!(
+            "it is a symbolic link of another user ({}), which is not followed",
+            found.uid()
+        );
+        return Err(WriteError::because(path, reason));
+    }
+    let resolved = path
+        .canonicalize()
+        .map_err(|_| WriteError::because(path, "it is a symbolic link that leads nowhere"))?;
+    match resolved.symlink_metadata() {
+        Ok(found) => plan_for(resolved, &found),
+        Err(error) => Err(WriteError::because(path, error.to_string())),
+    }
+}
+
+fn plan_for(path: PathBuf, found: &std::fs::Metadata) -> Result<Plan, WriteError> {
+    let kind = found.file_type();
+    if kind.is_dir() {
+        return Err(WriteError::because(&path, "this is a directory; name a file in it"));
+    }
+    if kind.is_block_device() || kind.is_socket() {
+        return Err(WriteError::because(&path, "this is neither a file nor a pipe"));
+    }
+    Ok(if kind.is_file() { Plan::Replace(path) } else { Plan::Into(path, OFlags::NOFOLLOW) })
+}
+
+/// Whether the path means one of our own descriptors (`/dev/fd/3`).
+fn is_descriptor(path: &Path) -> bool {
+    ["/dev/fd", "/proc/self/fd", "/proc/thread-self/fd"]
+        .iter()
+        .any(|directory| path.parent() == Some(Path::new(directory)))
+        || path == Path::new("/dev/stdout")
+        || path == Path::new("/dev/stderr")
+}
+
+fn write_into(path: &Path, flags: OFlags, bytes: &[u8]) -> Result<(), Errno> {
+    let flags = flags | OFlags::WRONLY | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let fd = open(path, flags | OFlags::NONBLOCK, Mode::empty())?;
+    // What it is may have changed since we looked.
+    if FileType::from_raw_mode(fstat(&fd)?.st_mode) == FileType::BlockDevice {
+        return Err(Errno::NOTSUP);
+    }
+    fcntl_setfl(&fd, flags & OFlags::APPEND)?;
+    stream::write_all(&fd, bytes)
+}
+
+/// Writes `bytes` to the file `name` in `directory`, never following a link.
+///
+/// # Errors
+/// The kernel's.
+pub fn write_at(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    bytes: &[u8],
+    owner: Option<Owner>,
+) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+    match openat(directory, ".", flags, FILE_MODE) {
+        Ok(file) => {
+            fill(&file, bytes, owner)?;
+            put_into_place(&file, directory, name)
+        }
+        // EISDIR: a kernel that does not know the flag.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            write_hidden(directory, name, bytes, owner)
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+fn fill(file: &OwnedFd, bytes: &[u8], owner: Option<Owner>) -> Result<(), Errno> {
+    stream::write_all(file, bytes)?;
+    // The umask may have taken more than it should.
+    fchmod(file, FILE_MODE)?;
+    match owner {
+        Some(owner) => give_away(file, owner),
+        None => Ok(()),
+    }
+}
+
+/// Gives a file to its owner, as far as its file system knows owners.
+///
+/// # Errors
+/// The kernel's.
+pub fn give_away(file: impl AsFd, owner: Owner) -> Result<(), Errno> {
+    match fchown(file, Some(owner.uid), Some(owner.gid)) {
+        // vfat and the like, or an identity outside of a user namespace.
+        Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => Ok(()),
+        result => result,
+    }
+}
+
+/// Links a file without a name to `name`, replacing what is there.
+fn put_into_place(file: &OwnedFd, directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let link = |to: &OsStr| linkat(CWD, &unnamed, directory, to, AtFlags::SYMLINK_FOLLOW);
+    match link(name) {
+        Err(Errno::EXIST) => {}
+        result => return result,
+    }
+    let hidden = hidden_name()?;
+    link(&hidden)?;
+    rename_or_remove(directory, &hidden, name)
+}
+
+fn rename_or_remove(
+    directory: BorrowedFd<'_>,
+    hidden: &OsStr,
+    name: &OsStr,
+) -> Result<(), Errno> {
+    renameat(directory, hidden, directory, name).inspect_err(|_| {
+        // The first error is the one to tell.
+        _ = unlinkat(directory, hidden, AtFlags::empty());
+    })
+}
+
+fn write_hidden(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    bytes: &[u8],
+    owner: Option<Owner>,
+) -> Result<(), Errno> {
+    let hidden = hidden_name()?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = openat(directory, &*hidden, flags, FILE_MODE)?;
+    fill(&file, bytes, owner).inspect_err(|_| {
+        _ = unlinkat(directory, &*hidden, AtFlags::empty());
+    })?;
+    rename_or_remove(directory, &hidden, name)
+}
+
+fn hidden_name() -> Result<Box<OsStr>, Errno> {
+    let mut random = [0; 8];
+    getrandom(&mut random[..], GetRandomFlags::empty())?;
+    let name = format!(".leaktrace-{:016x}.tmp", u64::from_ne_bytes(random));
+    Ok(OsStr::from_bytes(name.as_bytes()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt as _, symlink},
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_new_file_is_its_owners_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.json");
+        write(&path, b"whole", None).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(names(directory.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_file_system_without_unnamed_files_gets_the_same() {
+        let directory = tempfile::tempdir().unwrap();
+        let fd = fs::File::open(directory.path()).unwrap();
+        write_hidden(fd.as_fd(), "a.json".as_ref(), b"first", None).unwrap();
+        write_hidden(fd.as_fd(), "a.json".as_ref(), b"second", None).unwrap();
+        assert_eq!(fs::read(directory.path().join("a.json")).unwrap(), b"second");
+        assert_eq!(names(directory.path()), ["a.json"]);
+        fs::create_dir(directory.path().join("taken")).unwrap();
+        write_hidden(fd.as_fd(), "taken".as_ref(), b"third", None).unwrap_err();
+        assert_eq!(names(directory.path()).len(), 2, "the hidden file is gone");
+    }
+
+    #[test]
+    fn a_reader_sees_one_version_or_the_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.json");
+        let versions = [vec![b'a'; 300_000], vec![b'b'; 100_000]];
+        write(&path, &versions[0], None).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut seen = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let text = fs::read(&path).unwrap();
+                    assert!(versions.contains(&text), "{} bytes are half a file", text.len());
+                    seen += 1;
+                }
+                seen
+            });
+            for round in 0..400 {
+                write(&path, &versions[round % 2], None).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(reader.join().unwrap() > 0);
+        });
+        assert_eq!(names(directory.path()), ["a.json"]);
+    }
+
+    #[test]
+    fn a_link_of_ours_is_followed_and_stays_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        fs::write(&real, "old").unwrap();
+        symlink(&real, &link).unwrap();
+        write(&link, b"new", None).unwrap();
+        assert_eq!(fs::read(&real).unwrap(), b"new");
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        fs::remove_file(&real).unwrap();
+        assert!(
+            write(&link, b"new", None).unwrap_err().reason.contains("a symbolic link that leads nowhere")
+        );
+    }
+
+    #[test]
+    fn a_strangers_link_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        fs::write(&real, "old").unwrap();
+        symlink(&real, &link).unwrap();
+        if std::os::unix::fs::lchown(&link, Some(12345), Some(12345)).is_err() {
+            // Only root can make somebody else's link; the rule for it is the
+            // same for everybody.
+            assert_ne!(rustix::process::geteuid().as_raw(), 0);
+            return;
+        }
+        let error = write(&link, b"new", None).unwrap_err();
+        assert!(error.reason.contains("symbolic link of another user (12345)"), "{error}");
+        assert_eq!(fs::read(&real).unwrap(), b"old");
+        let owner = Owner {
+            uid: rustix::process::Uid::from_raw(12345),
+            gid: rustix::process::Gid::from_raw(12345),
+        };
+        write(&link, b"new", Some(owner)).unwrap();
+        assert_eq!(fs::metadata(&real).unwrap().uid(), 12345);
+    }
+
+    #[test]
+    fn devices_and_pipes_are_written_to_and_never_replaced() {
+        write(Path::new("/dev/null"), b"x", None).unwrap();
+        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        let error = write(Path::new("/dev/full"), b"x", None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot write /dev/full: No space left on device; free some space, or name another \
+             place with -o"
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mkfifoat(CWD, &pipe, FILE_MODE).unwrap();
+        let error = write(&pipe, b"x", None).unwrap_err();
+        assert!(error.reason.contains("nobody reads this pipe"), "{error}");
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || fs::read(pipe).unwrap()
+        });
+        while write(&pipe, b"through", None).is_err() {}
+        assert_eq!(reader.join().unwrap(), b"through");
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let said = |path: &Path| write(path, b"x", None).unwrap_err().reason;
+        assert_eq!(said(directory.path()), "this is a directory; name a file in it");
+        assert_eq!(
+            said(&directory.path().join("missing/a.json")),
+            "No such file or directory; make its directory first"
+        );
+        fs::write(directory.path().join("file"), "").unwrap();
+        assert_eq!(said(&directory.path().join("file/a.json")), "Not a directory");
+    }
+}

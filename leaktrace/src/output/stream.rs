@@ -1,0 +1,44 @@
+//! Writing to descriptors that others may share: stdout, pipes, terminals.
+
+use std::os::fd::AsFd;
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::{Errno, write},
+};
+
+/// Writes all of `bytes`, also to a descriptor that somebody has set to
+/// non-blocking.
+///
+/// # Errors
+/// The kernel's error, [`Errno::PIPE`] when nobody reads any more.
+pub fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        match write(&fd, bytes) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => wait_writable(&fd)?,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn wait_writable(fd: &impl AsFd) -> Result<(), Errno> {
+    match poll(&mut [PollFd::new(fd, PollFlags::OUT)], None) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Makes success of a reader who has read enough (`leaktrace … | head`).
+///
+/// # Errors
+/// Every other error.
+pub fn closed_is_fine(errno: Errno) -> Result<(), Errno> {
+    match errno {
+        Errno::PIPE => Ok(()),
+        _ => Err(errno),
+    }
+}

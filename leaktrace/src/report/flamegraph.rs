@@ -1,0 +1,159 @@
+//! A flamegraph of what is held, as an SVG that a browser zooms and searches.
+//!
+//! Green and blue: the program and its libraries; orange: the allocator's own
+//! functions; grey: what has no symbol, and where stacks are not complete.
+
+use anyhow::Context as _;
+use inferno::flamegraph::{
+    self, Options, Palette, TextTruncateDirection,
+    color::{BackgroundColor, BasicPalette, Color, PaletteMap},
+};
+
+use crate::{
+    model::{FrameKind, Report, Weight},
+    report::{folded, name, quantity},
+};
+
+const ALLOCATOR: Color = Color { r: 240, g: 150, b: 70 };
+const NO_SYMBOL: Color = Color { r: 190, g: 190, b: 190 };
+const INCOMPLETE: Color = Color { r: 222, g: 222, b: 222 };
+
+/// The report's sites as a flamegraph, or a picture that says in words why
+/// there is nothing to show.
+///
+/// # Errors
+/// When the lines can't be drawn, which would be a defect.
+pub fn render(report: &Report, weight: Weight) -> anyhow::Result<Vec<u8>> {
+    let mut colours = PaletteMap::default();
+    let lines = lines(report, weight, &mut colours);
+    if lines.is_empty() {
+        return Ok(empty(report, weight).into_bytes());
+    }
+    let mut options = Options::default();
+    options.title = title(report, weight);
+    options.subtitle = Some(subtitle(report));
+    options.count_name = unit(weight).to_owned();
+    options.colors = Palette::Basic(BasicPalette::Mem);
+    options.bgcolors = Some(BackgroundColor::Grey);
+    // The same function has the same colour in every picture.
+    options.deterministic = true;
+    options.palette_map = Some(&mut colours);
+    options.text_truncate_direction = TextTruncateDirection::Right;
+    let mut svg = Vec::new();
+    flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), &mut svg)
+        .context("cannot draw the flamegraph")?;
+    Ok(svg)
+}
+
+/// Folded lines, and the colours of all frames that are not simply the
+/// program's.
+fn lines(report: &Report, weight: Weight, colours: &mut PaletteMap) -> Vec<String> {
+    let mut lines = Vec::new();
+    for site in &report.sites {
+        let value = site.weight(weight);
+        if value == 0 {
+            continue;
+        }
+        let labels = folded::labels(report, site, " (inlined)");
+        for label in &labels {
+            let colour = match label.frame {
+                None => INCOMPLETE,
+                Some(frame) if frame.kind == FrameKind::Allocator => ALLOCATOR,
+                Some(frame) if frame.symbol.is_none() => NO_SYMBOL,
+                Some(_) => continue,
+            };
+            colours.insert(&label.text, colour);
+        }
+        let frames: Vec<_> = labels.iter().map(|label| label.text.as_str()).collect();
+        lines.push(format!("{} {value}", frames.join(";")));
+    }
+    lines
+}
+
+fn unit(weight: Weight) -> &'static str {
+    match weight {
+        Weight::LiveBytes | Weight::AllocBytes => "bytes",
+        Weight::LiveBlocks | Weight::AllocBlocks => "blocks",
+    }
+}
+
+/// `orderd (4242): 41.2 MiB held in 52 310 blocks`
+fn title(report: &Report, weight: Weight) -> String {
+    let process = name::clean(&report.process.name);
+    let totals = &report.totals;
+    let what = match weight {
+        Weight::LiveBytes => format!(
+            "{} held in {} blocks",
+            quantity::bytes_fine(totals.live_bytes()),
+            quantity::count(totals.live_blocks())
+        ),
+        Weight::LiveBlocks => format!(
+            "{} blocks held ({})",
+            quantity::count(totals.live_blocks()),
+            quantity::bytes_fine(totals.live_bytes())
+        ),
+        Weight::AllocBytes => format!(
+            "{} allocated in {} blocks, freed ones included",
+            quantity::bytes_fine(totals.alloc_bytes),
+            quantity::count(totals.alloc_blocks)
+        ),
+        Weight::AllocBlocks => format!(
+            "{} blocks allocated ({}), freed ones included",
+            quantity::count(totals.alloc_blocks),
+            quantity::bytes_fine(totals.alloc_bytes)
+        ),
+    };
+    format!("{process} ({}): {what}", report.process.pid)
+}
+
+/// `2026-11-21 03:14:07 +0100, 60 s traced | lost 0 | …`
+fn subtitle(report: &Report) -> String {
+    let mut text = format!(
+        "{}, {} traced | lost {}",
+        report.trace.started.strftime("%F %T %z"),
+        quantity::duration(report.elapsed),
+        quantity::grouped(report.lost()),
+    );
+    if report.lost() > 0 {
+        text.push_str(" (totals are a lower bound)");
+    }
+    if report.inexact() > 0 {
+        text.push_str(" | totals are inexact");
+    }
+    if let Some(share) = report.complete_share {
+        text.push_str(&format!(" | stacks complete {}", quantity::percent(share)));
+    }
+    text.push_str(" | orange: allocator, grey: no symbol or callers unknown");
+    text
+}
+
+/// A picture of two lines of text.
+fn empty(report: &Report, weight: Weight) -> String {
+    let nothing = match weight {
+        _ if report.totals.alloc_blocks == 0 => "Nothing to show: no allocation was seen.",
+        Weight::LiveBytes | Weight::LiveBlocks if report.totals.live_blocks() == 0 => {
+            "Nothing to show: every block that was allocated has been freed."
+        }
+        _ => "Nothing to show: no site passes the filters.",
+    };
+    let text = |y: u32, size: u32, text: &str| {
+        format!(
+            "<text x=\"600\" y=\"{y}\" font-size=\"{size}\" text-anchor=\"middle\" \
+             font-family=\"monospace\">{}</text>\n",
+            escaped(text)
+        )
+    };
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <svg version=\"1.1\" width=\"1200\" height=\"120\" viewBox=\"0 0 1200 120\" \
+         xmlns=\"http://www.w3.org/2000/svg\">\n\
+         <rect width=\"1200\" height=\"120\" fill=\"#f8f8f8\"/>\n{}{}{}</svg>\n",
+        text(30, 17, &title(report, weight)),
+        text(56, 12, &subtitle(report)),
+        text(92, 14, nothing),
+    )
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}

@@ -1,0 +1,413 @@
+//! The JSON report: everything that is known, for other programs.
+//!
+//! # Schema, version 1
+//! One object. Fields are added in later versions of leaktrace, never renamed
+//! or given another meaning; only then `schema_version` would change. What is
+//! unknown is `null`; every field listed here is always there. Units are in
+//! names (`_bytes`, `_ns`, `_per_minute`), shares are from 0 to 1, times of day
+//! are RFC 3339 with offset, names of files and functions are UTF-8 with
+//! `U+FFFD` for what is not.
+//!
+//! | field | what |
+//! | --- | --- |
+//! | `schema_version` | 1 |
+//! | `tool` | `name`, `version` |
+//! | `process` | `pid`, `name`, `exe`, `started` |
+//! | `started` | when events began to count |
+//! | `taken` | when this report was taken |
+//! | `elapsed_ns` | how long events had counted by then |
+//! | `enabled_ns`, `enabled_uncertainty_ns` | the same beginning on `CLOCK_MONOTONIC`: the true instant lies within \[`enabled_ns` - `enabled_uncertainty_ns`, `enabled_ns`\] |
+//! | `disabled_ns`, `disabled_uncertainty_ns` | likewise, when events ceased to count; `null` while they do |
+//! | `end` | `null` while tracing, else `reason`: `duration`, `signal` (with `signal`), `target_exit`, `target_exec`, `output_closed` or `overhead` (with `cost` and `limit`, shares of the target's CPU time) |
+//! | `options` | options that shape the report, name to value; one given several times has its values joined by `, ` |
+//! | `features` | name to `available` and `used` |
+//! | `watched` | list of `path`, `build_id`, `functions` |
+//! | `counters` | every counter by its name |
+//! | `nested_calls` | list of `outer`, `inner` (`alloc`, `alloc_array`, `realloc`, `realloc_array`, `alloc_out`, `free`), `count`: allocator calls made inside others, counted as part of the outer one; only those that occurred |
+//! | `totals` | over all stacks, whatever filters by age say: `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`, `freed_blocks`; `lost` events (not 0: all of these are lower bounds), `inexact` events, `exact` (neither occurred), `complete_share` of the allocations have complete stacks |
+//! | `alloc_rate` | allocations per second |
+//! | `cost` | share of the target's CPU time that tracing takes |
+//! | `pair_cost_ns` | what one allocation with its free costs, measured at the start |
+//! | `memory` | `at_start` and `now`: `rss_bytes`, `rss_anon_bytes`, `rss_file_bytes`, `rss_shmem_bytes`, `swap_bytes`, `vm_size_bytes`, `threads`, `descriptors`, `cgroup_usage_bytes`, `cgroup_limit_bytes` |
+//! | `site_count` | how many stacks pass the filters |
+//! | `notes` | sentences about how far this can be trusted |
+//! | `stacks` | those that pass the filters, in the order asked for |
+//!
+//! A stack: `id` (hexadecimal, stable within one trace), `class` (`heap`),
+//! `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`,
+//! `freed_blocks`, `growth_per_minute` (bytes), `oldest_age_ns`, `complete`,
+//! `end` (`complete`, or why it is not), `frames`.
+//!
+//! A frame, from the allocating function (`malloc` itself) outwards: `symbol`
+//! (demangled), `symbol_offset` (bytes from the function's start), `module` (the
+//! mapped file), `file_offset`, `build_id`, `source`, `line`, `inlined` (into
+//! the next frame), `kind` (`allocator` or `program`).
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use leaktrace_common::{counter::Counter, function::Role};
+use serde::Serialize;
+
+use crate::model::{
+    EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo, Report, Site, TraceInfo,
+    WatchedFileInfo,
+};
+
+/// Version of the schema that this writes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The report as one line of JSON.
+///
+/// # Errors
+/// When it can't be serialized, which would be a defect.
+pub fn render(report: &Report) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(&Document::of(report))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// The root object; the module's documentation describes its fields.
+#[derive(Debug, Serialize)]
+pub struct Document<'a> {
+    schema_version: u32,
+    tool: Tool,
+    process: Process<'a>,
+    started: String,
+    taken: String,
+    elapsed_ns: u64,
+    enabled_ns: u64,
+    enabled_uncertainty_ns: u64,
+    disabled_ns: Option<u64>,
+    disabled_uncertainty_ns: Option<u64>,
+    end: Option<End>,
+    options: BTreeMap<&'a str, String>,
+    features: BTreeMap<&'static str, Feature>,
+    watched: Vec<Watched<'a>>,
+    counters: BTreeMap<&'static str, u64>,
+    nested_calls: Vec<NestedCalls>,
+    totals: Totals,
+    alloc_rate: f64,
+    cost: Option<f64>,
+    pair_cost_ns: Option<u64>,
+    memory: Memory,
+    site_count: usize,
+    notes: &'a [String],
+    stacks: Vec<Stack<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tool {
+    name: &'static str,
+    version: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Process<'a> {
+    pid: u32,
+    name: &'a str,
+    exe: String,
+    started: String,
+}
+
+#[derive(Debug, Serialize)]
+struct End {
+    reason: &'static str,
+    signal: Option<&'static str>,
+    cost: Option<f64>,
+    limit: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Feature {
+    available: bool,
+    used: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Watched<'a> {
+    path: String,
+    build_id: Option<&'a str>,
+    functions: &'a [String],
+}
+
+#[derive(Debug, Serialize)]
+struct NestedCalls {
+    outer: &'static str,
+    inner: &'static str,
+    count: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Totals {
+    live_bytes: u64,
+    live_blocks: u64,
+    alloc_bytes: u64,
+    alloc_blocks: u64,
+    freed_bytes: u64,
+    freed_blocks: u64,
+    lost: u64,
+    inexact: u64,
+    exact: bool,
+    complete_share: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Memory {
+    at_start: Sample,
+    now: Sample,
+}
+
+#[derive(Debug, Serialize)]
+struct Sample {
+    rss_bytes: Option<u64>,
+    rss_anon_bytes: Option<u64>,
+    rss_file_bytes: Option<u64>,
+    rss_shmem_bytes: Option<u64>,
+    swap_bytes: Option<u64>,
+    vm_size_bytes: Option<u64>,
+    threads: Option<u64>,
+    descriptors: Option<u64>,
+    cgroup_usage_bytes: Option<u64>,
+    cgroup_limit_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Stack<'a> {
+    id: String,
+    class: &'static str,
+    live_bytes: u64,
+    live_blocks: u64,
+    alloc_bytes: u64,
+    alloc_blocks: u64,
+    freed_bytes: u64,
+    freed_blocks: u64,
+    growth_per_minute: f64,
+    oldest_age_ns: Option<u64>,
+    complete: bool,
+    end: &'static str,
+    frames: Vec<StackFrame<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct StackFrame<'a> {
+    symbol: Option<&'a str>,
+    symbol_offset: u64,
+    module: Option<&'a str>,
+    file_offset: u64,
+    build_id: Option<&'a str>,
+    source: Option<&'a str>,
+    line: Option<u32>,
+    inlined: bool,
+    kind: &'static str,
+}
+
+impl<'a> Document<'a> {
+    /// The report in the shape of the schema.
+    #[must_use]
+    pub fn of(report: &'a Report) -> Self {
+        let trace = &report.trace;
+        Self {
+            schema_version: SCHEMA_VERSION,
+            tool: Tool { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") },
+            process: Process::of(&report.process),
+            started: time_of_day(&trace.started),
+            taken: time_of_day(&report.taken),
+            elapsed_ns: nanoseconds(report.elapsed),
+            enabled_ns: trace.enabled.latest_ns,
+            enabled_uncertainty_ns: uncertainty(trace.enabled),
+            disabled_ns: trace.disabled.map(|edge| edge.latest_ns),
+            disabled_uncertainty_ns: trace.disabled.map(uncertainty),
+            end: report.end.as_ref().map(End::of),
+            options: options(trace),
+            features: trace.features.iter().map(feature).collect(),
+            watched: trace.watched.iter().map(Watched::of).collect(),
+            counters: Counter::ALL.iter().map(|c| (c.name(), report.counter(*c))).collect(),
+            nested_calls: nested_calls(report),
+            totals: Totals::of(report),
+            alloc_rate: report.alloc_rate,
+            cost: report.cost,
+            pair_cost_ns: trace.pair_cost.map(nanoseconds),
+            memory: Memory {
+                at_start: Sample::of(&report.memory_at_start),
+                now: Sample::of(&report.memory),
+            },
+            site_count: report.site_count,
+            notes: &report.notes,
+            stacks: report.sites.iter().map(Stack::of).collect(),
+        }
+    }
+}
+
+impl<'a> Process<'a> {
+    fn of(process: &'a ProcessInfo) -> Self {
+        Self {
+            pid: process.pid,
+            name: &process.name,
+            exe: path_text(&process.exe),
+            started: time_of_day(&process.started),
+        }
+    }
+}
+
+impl End {
+    fn of(end: &EndReason) -> Self {
+        let plain = |reason| Self { reason, signal: None, cost: None, limit: None };
+        match end {
+            EndReason::Duration => plain("duration"),
+            EndReason::Signal(signal) => Self { signal: Some(signal), ..plain("signal") },
+            EndReason::TargetExit => plain("target_exit"),
+            EndReason::TargetExec => plain("target_exec"),
+            EndReason::OutputClosed => plain("output_closed"),
+            EndReason::Overhead { cost, limit } => {
+                Self { cost: Some(*cost), limit: Some(*limit), ..plain("overhead") }
+            }
+        }
+    }
+}
+
+impl<'a> Watched<'a> {
+    fn of(file: &'a WatchedFileInfo) -> Self {
+        Self {
+            path: path_text(&file.path),
+            build_id: file.build_id.as_deref(),
+            functions: &file.functions,
+        }
+    }
+}
+
+impl Totals {
+    fn of(report: &Report) -> Self {
+        let totals = &report.totals;
+        let (lost, inexact) = (report.lost(), report.inexact());
+        Self {
+            live_bytes: totals.live_bytes(),
+            live_blocks: totals.live_blocks(),
+            alloc_bytes: totals.alloc_bytes,
+            alloc_blocks: totals.alloc_blocks,
+            freed_bytes: totals.freed_bytes,
+            freed_blocks: totals.freed_blocks,
+            lost,
+            inexact,
+            exact: lost == 0 && inexact == 0,
+            complete_share: report.complete_share,
+        }
+    }
+}
+
+impl Sample {
+    fn of(sample: &MemorySample) -> Self {
+        Self {
+            rss_bytes: sample.rss,
+            rss_anon_bytes: sample.rss_anon,
+            rss_file_bytes: sample.rss_file,
+            rss_shmem_bytes: sample.rss_shmem,
+            swap_bytes: sample.swap,
+            vm_size_bytes: sample.vm_size,
+            threads: sample.threads,
+            descriptors: sample.descriptors,
+            cgroup_usage_bytes: sample.cgroup_usage,
+            cgroup_limit_bytes: sample.cgroup_limit,
+        }
+    }
+}
+
+impl<'a> Stack<'a> {
+    fn of(site: &'a Site) -> Self {
+        let end = match site.end {
+            crate::model::Completeness::Complete => "complete",
+            crate::model::Completeness::Incomplete(reason) => reason,
+        };
+        Self {
+            id: format!("{:016x}", site.stack_id),
+            class: site.class,
+            live_bytes: site.sums.live_bytes(),
+            live_blocks: site.sums.live_blocks(),
+            alloc_bytes: site.sums.alloc_bytes,
+            alloc_blocks: site.sums.alloc_blocks,
+            freed_bytes: site.sums.freed_bytes,
+            freed_blocks: site.sums.freed_blocks,
+            growth_per_minute: site.growth_per_minute,
+            oldest_age_ns: site.oldest_age.map(nanoseconds),
+            complete: site.end.is_complete(),
+            end,
+            frames: site.frames.iter().map(StackFrame::of).collect(),
+        }
+    }
+}
+
+impl<'a> StackFrame<'a> {
+    fn of(frame: &'a Frame) -> Self {
+        Self {
+            symbol: frame.symbol.as_deref(),
+            symbol_offset: frame.symbol_offset,
+            module: frame.module.as_deref(),
+            file_offset: frame.file_offset,
+            build_id: frame.build_id.as_deref(),
+            source: frame.source.as_deref(),
+            line: frame.line,
+            inlined: frame.inlined,
+            kind: match frame.kind {
+                FrameKind::Allocator => "allocator",
+                FrameKind::Program => "program",
+            },
+        }
+    }
+}
+
+fn feature(feature: &FeatureInfo) -> (&'static str, Feature) {
+    (feature.name, Feature { available: feature.available, used: feature.used })
+}
+
+fn options(trace: &TraceInfo) -> BTreeMap<&str, String> {
+    let mut options: BTreeMap<&str, String> = BTreeMap::new();
+    for (option, value) in &trace.options {
+        options
+            .entry(option.trim_start_matches('-'))
+            .and_modify(|values| {
+                values.push_str(", ");
+                values.push_str(value);
+            })
+            .or_insert_with(|| value.clone());
+    }
+    options
+}
+
+fn nested_calls(report: &Report) -> Vec<NestedCalls> {
+    let mut calls = Vec::new();
+    for outer in Role::ALL {
+        for inner in Role::ALL {
+            let count = report.counters.nested[outer as usize][inner as usize];
+            if count > 0 {
+                calls.push(NestedCalls { outer: role_name(outer), inner: role_name(inner), count });
+            }
+        }
+    }
+    calls
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Alloc => "alloc",
+        Role::AllocArray => "alloc_array",
+        Role::Realloc => "realloc",
+        Role::ReallocArray => "realloc_array",
+        Role::AllocOut => "alloc_out",
+        Role::Free => "free",
+    }
+}
+
+fn uncertainty(edge: crate::model::Edge) -> u64 {
+    edge.latest_ns.saturating_sub(edge.earliest_ns)
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn time_of_day(time: &jiff::Zoned) -> String {
+    time.timestamp().display_with_offset(time.offset()).to_string()
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

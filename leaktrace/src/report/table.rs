@@ -1,0 +1,347 @@
+//! The table that appears every few seconds: two lines about the process, then
+//! one line a site.
+
+use leaktrace_common::counter::{Counter, Effect};
+
+use crate::{
+    model::{MemorySample, Report, Site},
+    report::{
+        line::{Line, Look, width},
+        quantity, stack,
+    },
+};
+
+/// From this width on, columns are as wide as their largest usual content, so
+/// that they stay in place from one table to the next.
+const ROOMY: usize = 100;
+
+/// How the table is to look.
+#[derive(Clone, Copy, Debug)]
+pub struct TableOptions {
+    /// Columns that no line exceeds.
+    pub width: usize,
+    /// Whether escape sequences for colours are allowed.
+    pub colour: bool,
+    /// Show whole stacks under each line.
+    pub stacks: bool,
+    /// Most sites to show.
+    pub top: usize,
+}
+
+/// The table: at most `top` + 4 lines (more only with `stacks`), the last of
+/// them empty.
+#[must_use]
+pub fn render(report: &Report, options: &TableOptions) -> String {
+    let mut lines = vec![events_line(report, options.width), process_line(report, options.width)];
+    let warning = warning(report);
+    let has_warning = warning.is_some();
+    lines.extend(warning);
+    let shown = &report.sites[..report.sites.len().min(options.top)];
+    let columns = Columns::of(shown, options.width);
+    for (index, site) in shown.iter().enumerate() {
+        let mut line = columns.line(index + 1, site);
+        if options.stacks {
+            lines.push(line);
+            lines.extend(stack::whole(site, 8, Some(options.width)));
+        } else {
+            let room = options.width.saturating_sub(line.width());
+            line.append(stack::brief(site, room));
+            lines.push(line);
+        }
+    }
+    if !has_warning || shown.is_empty() {
+        lines.extend(rest_line(report, shown));
+    }
+    let mut text = String::new();
+    for mut line in lines {
+        line.cut(options.width);
+        line.render(options.colour, &mut text);
+    }
+    text.push('\n');
+    text
+}
+
+/// A part of a header line: the same thing said ever more briefly. The last
+/// form may be empty.
+struct Part {
+    look: Look,
+    separator: &'static str,
+    /// Of two parts, that with the lower number is shortened first.
+    importance: u8,
+    forms: Vec<String>,
+}
+
+impl Part {
+    fn new<const N: usize>(importance: u8, forms: [String; N]) -> Self {
+        Self { look: Look::Plain, separator: "  ", importance, forms: forms.into() }
+    }
+
+    fn look(self, look: Look) -> Self {
+        Self { look, ..self }
+    }
+
+    fn after_bar(self) -> Self {
+        Self { separator: " | ", ..self }
+    }
+
+    fn form(&self, step: usize) -> &str {
+        let last = self.forms.len().saturating_sub(1);
+        self.forms.get(step.min(last)).map_or("", |form| form)
+    }
+}
+
+/// Joins parts, each in the longest form with which all fit into `columns`;
+/// when none fits, the shortest.
+fn joined(parts: &[Part], columns: usize) -> Line {
+    let mut steps = vec![0; parts.len()];
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by_key(|index| parts[*index].importance);
+    let most = parts.iter().map(|part| part.forms.len()).max().unwrap_or(0);
+    for step in 1..most {
+        for index in &order {
+            let line = join(parts, &steps);
+            if line.width() <= columns {
+                return line;
+            }
+            steps[*index] = step;
+        }
+    }
+    join(parts, &steps)
+}
+
+fn join(parts: &[Part], steps: &[usize]) -> Line {
+    let mut line = Line::default();
+    for (part, step) in parts.iter().zip(steps) {
+        let form = part.form(*step);
+        if form.is_empty() {
+            continue;
+        }
+        if line.width() > 0 {
+            line.push(Look::Faint, part.separator);
+        }
+        line.push(part.look, form);
+    }
+    line
+}
+
+/// `03:15:07  60 s | live 41.2 MiB in 52 310 blocks | 38.1 k alloc/s | …`
+fn events_line(report: &Report, columns: usize) -> Line {
+    let time = report.taken.strftime("%H:%M:%S").to_string();
+    let elapsed = quantity::duration(report.elapsed);
+    let bytes = quantity::bytes_fine(report.totals.live_bytes());
+    let blocks = quantity::count(report.totals.live_blocks());
+    let rate = quantity::rate(report.alloc_rate);
+    let live = [
+        format!("live {bytes} in {blocks} blocks"),
+        format!("live {bytes} in {blocks}"),
+        format!("live {bytes}"),
+    ];
+    let mut parts = vec![
+        Part::new(2, [format!("{time}  {elapsed}"), time]),
+        Part::new(4, live).look(Look::Strong).after_bar(),
+        Part::new(1, [format!("{rate} alloc/s"), format!("{rate}/s"), String::new()]).after_bar(),
+    ];
+    if let Some(cost) = report.cost {
+        let cost = format!("cost {}", quantity::percent(cost));
+        parts.push(Part::new(3, [cost.clone(), cost, String::new()]).after_bar());
+    }
+    let lost = match report.lost() {
+        0 => Part::new(5, ["lost 0".to_owned()]),
+        lost => Part::new(5, [format!("LOST {}", quantity::count(lost))]).look(Look::Alarm),
+    };
+    parts.push(lost.after_bar());
+    if let Some(share) = report.complete_share {
+        let share = quantity::percent(share);
+        let forms = [format!("stacks complete {share}"), format!("stacks {share}"), String::new()];
+        parts.push(Part::new(0, forms).after_bar());
+    }
+    joined(&parts, columns)
+}
+
+/// `RSS 8.24 GiB (+44 MiB)  swap 0  … | traced 41 of +44 MiB`
+fn process_line(report: &Report, columns: usize) -> Line {
+    let (then, now) = (&report.memory_at_start, &report.memory);
+    let mut parts = Vec::new();
+    if let Some(rss) = now.rss {
+        let short = format!("RSS {}", quantity::bytes_fine(rss));
+        let text = match then.rss {
+            Some(then) => format!("{short} ({})", quantity::bytes_change(then, rss)),
+            None => short,
+        };
+        parts.push(Part::new(5, [text]).look(Look::Strong));
+    }
+    if let Some(swap) = now.swap {
+        let short = format!("swap {}", quantity::bytes_short(swap));
+        let text = match then.swap {
+            // Beside no swap at all its change would say nothing.
+            Some(then) if then > 0 || swap > 0 => {
+                format!("{short} ({})", quantity::bytes_change(then, swap))
+            }
+            _ => short,
+        };
+        parts.push(Part::new(u8::from(swap > 0), [text.clone(), text, String::new()]));
+    }
+    parts.extend(now.descriptors.map(|fds| count_part("fds", 1, then.descriptors, fds)));
+    parts.extend(now.threads.map(|threads| count_part("threads", 0, then.threads, threads)));
+    parts.extend(cgroup_part(then, now));
+    parts.extend(traced_part(report));
+    joined(&parts, columns)
+}
+
+/// A count with its change; one that changed is kept longer.
+fn count_part(what: &str, importance: u8, then: Option<u64>, now: u64) -> Part {
+    let short = format!("{what} {}", quantity::count(now));
+    match then {
+        Some(then) if then != now => {
+            let text = format!("{short} ({})", quantity::count_change(then, now));
+            Part::new(importance + 2, [text.clone(), text, String::new()])
+        }
+        Some(_) => Part::new(importance, [format!("{short} (+0)"), short, String::new()]),
+        None => Part::new(importance, [short.clone(), short, String::new()]),
+    }
+}
+
+fn cgroup_part(then: &MemorySample, now: &MemorySample) -> Option<Part> {
+    let usage = now.cgroup_usage?;
+    let text = match now.cgroup_limit {
+        Some(limit) => quantity::bytes_of(usage, limit),
+        None => quantity::bytes_short(usage),
+    };
+    let short = format!("cgroup {text}");
+    let text = match then.cgroup_usage {
+        Some(then) => format!("{short} ({})", quantity::bytes_change(then, usage)),
+        None => short.clone(),
+    };
+    Some(Part::new(4, [text, short, String::new()]))
+}
+
+/// How much of the growth of RSS is explained: `traced 41 of +44 MiB`.
+fn traced_part(report: &Report) -> Option<Part> {
+    let (then, now) = (report.memory_at_start.rss?, report.memory.rss?);
+    let live = report.totals.live_bytes();
+    let text = if now < then {
+        format!("{} of {}", quantity::bytes_short(live), quantity::bytes_change(then, now))
+    } else {
+        quantity::bytes_of(live, now - then).replacen(" of ", " of +", 1)
+    };
+    Some(Part::new(6, [format!("traced {text}")]).after_bar())
+}
+
+/// What makes the totals inexact, in words; `None` when nothing does.
+fn warning(report: &Report) -> Option<Line> {
+    let (lost, inexact) = (report.lost(), report.inexact());
+    let verdict = match (lost, inexact) {
+        (0, 0) => return None,
+        (_, 0) => "totals are a lower bound",
+        (0, _) => "totals are inexact",
+        (_, _) => "totals are inexact, some blocks are missing",
+    };
+    let mut reasons: Vec<_> = Counter::ALL
+        .iter()
+        .filter(|counter| counter.effect() != Effect::None && report.counter(**counter) > 0)
+        .collect();
+    reasons.sort_by_key(|counter| std::cmp::Reverse(report.counter(**counter)));
+    let reasons: Vec<_> = reasons
+        .into_iter()
+        .map(|counter| format!("{} {}", quantity::count(report.counter(*counter)), counter.text()))
+        .collect();
+    let mut line = Line::default();
+    line.push(Look::Alarm, verdict);
+    line.push(Look::Plain, format!(": {}", reasons.join("; ")));
+    Some(line)
+}
+
+/// What is not shown below the sites, or why there are none.
+fn rest_line(report: &Report, shown: &[Site]) -> Option<Line> {
+    let hidden = report.site_count.saturating_sub(shown.len());
+    let mut line = Line::default();
+    if shown.is_empty() && hidden == 0 {
+        line.push(Look::Plain, format!("    {}", nothing_held(report)));
+        return Some(line);
+    }
+    if hidden == 0 {
+        return None;
+    }
+    let sites = if hidden == 1 { "site" } else { "sites" };
+    let mut text = format!("    … {} more {sites}", quantity::count(hidden as u64));
+    if !report.ages_known {
+        // Then no filter by age applies, and totals and sites mean the same.
+        let held: u64 = shown.iter().map(|site| site.sums.live_bytes()).sum();
+        let rest = report.totals.live_bytes().saturating_sub(held);
+        text.push_str(&format!(", {}", quantity::bytes(rest)));
+    }
+    line.push(Look::Faint, text);
+    Some(line)
+}
+
+/// Why no site is shown.
+pub(super) fn nothing_held(report: &Report) -> String {
+    let totals = &report.totals;
+    match (totals.alloc_blocks, totals.live_blocks()) {
+        (0, _) => "no allocation seen yet".to_owned(),
+        (blocks, 0) => format!("nothing held: all {} blocks were freed", quantity::count(blocks)),
+        (_, live) => format!("no site passes the filters ({} blocks held)", quantity::count(live)),
+    }
+}
+
+/// Texts of the columns before the stack, and their widths.
+struct Columns {
+    roomy: bool,
+    live: usize,
+    growth: usize,
+    blocks: usize,
+    freed: usize,
+}
+
+impl Columns {
+    fn of(sites: &[Site], columns: usize) -> Self {
+        let roomy = columns >= ROOMY;
+        let widest = |text: fn(&Site) -> String, least: usize| {
+            let least = if roomy { least } else { 0 };
+            sites.iter().map(|site| width(&text(site))).fold(least, usize::max)
+        };
+        Self {
+            roomy,
+            live: widest(Self::live, 8),
+            growth: widest(Self::growth, 13),
+            blocks: widest(Self::blocks, 7),
+            freed: widest(Self::freed, 4),
+        }
+    }
+
+    fn live(site: &Site) -> String {
+        quantity::bytes(site.sums.live_bytes())
+    }
+
+    fn growth(site: &Site) -> String {
+        quantity::growth(site.growth_per_minute)
+    }
+
+    fn blocks(site: &Site) -> String {
+        quantity::count(site.sums.live_blocks())
+    }
+
+    fn freed(site: &Site) -> String {
+        quantity::percent_whole(site.sums.freed_share())
+    }
+
+    /// `rank  live  growth  blocks  freed` and the gap before the stack.
+    fn line(&self, rank: usize, site: &Site) -> Line {
+        let mut line = Line::default();
+        let gap = if self.roomy { "  " } else { " " };
+        line.push(Look::Faint, format!("{rank:>2}"));
+        line.push(Look::Plain, gap);
+        line.push(Look::Strong, format!("{:>1$}", Self::live(site), self.live));
+        let growth = Self::growth(site);
+        line.push(Look::Plain, format!("{gap}{growth:<0$}", self.growth));
+        let blocks = format!("{:>1$}", Self::blocks(site), self.blocks);
+        let freed = format!("{:>1$}", Self::freed(site), self.freed);
+        let text = if self.roomy {
+            format!("{gap}{blocks} blocks{gap}freed {freed}{gap}")
+        } else {
+            format!("{gap}{blocks} blk{gap}{freed} freed{gap}")
+        };
+        line.push(Look::Plain, text);
+        line
+    }
+}
