@@ -2,4 +2,5 @@
 //! given back. `ARCHITECTURE.md` has the map of these modules.
 
 pub mod bpf;
+pub mod elf;
 pub mod model;
