@@ -4,3 +4,4 @@
 pub mod bpf;
 pub mod elf;
 pub mod model;
+pub mod probe_site;
