@@ -2,10 +2,13 @@
 //! given back. `ARCHITECTURE.md` has the map of these modules.
 
 pub mod aggregate;
+pub mod allocator;
 pub mod bpf;
 pub mod cli;
+pub mod elf;
 pub mod exit;
 pub mod model;
 pub mod output;
+pub mod probe_site;
 pub mod report;
 pub mod session;

@@ -1,6 +1,6 @@
 //! From the files that a process maps to the probes that are to be set.
 
-use std::{fmt::Write as _, path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
@@ -63,7 +63,8 @@ impl Plan {
             functions: watched.functions.iter().map(|function| function.names.join("/")).collect(),
         });
         for function in &watched.functions {
-            self.explanations.push(explain(&name, function));
+            let site = function.sites.first();
+            self.explanations.extend(site.map(|site| function.explain(&name, site)));
         }
         for refused in &watched.refused {
             self.problems.push(format!(
@@ -94,11 +95,6 @@ impl Plan {
             files => format!("{} files", files.len()),
         }
     }
-
-    /// The paths of the watched files.
-    pub fn paths(&self) -> Vec<PathBuf> {
-        self.watched.iter().map(|file| file.path.clone()).collect()
-    }
 }
 
 fn file_name(file: &MappedFile) -> String {
@@ -116,21 +112,4 @@ fn probe(function: &WatchedFunction) -> PlannedProbe {
         return_sites: if function.returns { sites.clone() } else { Vec::new() },
         entry_sites: sites,
     }
-}
-
-/// `malloc libc.so.6+0x98930: entry and return at +0 push %r12 (emulated): …`
-fn explain(file: &str, function: &WatchedFunction) -> String {
-    let mut text = format!("{} {file}+{:#x}: ", function.names.join("/"), function.file_offset);
-    if let Some(site) = function.sites.first() {
-        let _ = write!(
-            text,
-            "{} at +{} {} ({}): {}",
-            if function.returns { "entry and return" } else { "entry" },
-            site.offset,
-            site.instruction,
-            if site.emulated { "emulated" } else { "single-stepped" },
-            site.reason
-        );
-    }
-    text
 }
