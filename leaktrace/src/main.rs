@@ -1,3 +1,7 @@
 //! The `leaktrace` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(leaktrace::cli::main(std::env::args_os()))
+}

@@ -45,7 +45,11 @@ impl BlockAges {
     /// Of blocks as they are at `now_ns` (`CLOCK_MONOTONIC`).
     #[must_use]
     pub fn new(filter: AgeFilter, now_ns: u64) -> Self {
-        Self { filter, now_ns, stacks: HashMap::new() }
+        Self {
+            filter,
+            now_ns,
+            stacks: HashMap::new(),
+        }
     }
 
     /// Adds a block that was made at `time_ns`.
@@ -76,6 +80,10 @@ impl BlockAges {
     #[must_use]
     pub fn passing(&self, stack_id: u64) -> Option<Sums> {
         let stack = self.stacks.get(&stack_id)?;
-        Some(Sums { alloc_bytes: stack.bytes, alloc_blocks: stack.blocks, ..Sums::default() })
+        Some(Sums {
+            alloc_bytes: stack.bytes,
+            alloc_blocks: stack.blocks,
+            ..Sums::default()
+        })
     }
 }

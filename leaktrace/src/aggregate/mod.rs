@@ -7,10 +7,10 @@ mod sites;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Result;
-use leaktrace_common::stack::{NOT_STORED, StackEnd, StackRecord};
+use leaktrace_common::stack::{NOT_STORED, StackEnd};
 
 use crate::{
-    bpf::Tracer,
+    bpf::Maps,
     model::{Completeness, Frame, Site, SortKey, Sums},
     symbolize::{Symbolizer, is_thread_start},
 };
@@ -63,7 +63,10 @@ impl Aggregator {
     /// Knows no stack yet.
     #[must_use]
     pub fn new(symbolizer: Symbolizer) -> Self {
-        Self { symbolizer, stacks: HashMap::new() }
+        Self {
+            symbolizer,
+            stacks: HashMap::new(),
+        }
     }
 
     /// The symbolizer, to be told of new mappings.
@@ -73,34 +76,54 @@ impl Aggregator {
 
     /// Reads the frames of stacks that were not met before. Their addresses
     /// are turned into files and offsets at once, while the mappings they were
-    /// made in are known. True when some address lies in no known mapping.
-    pub fn learn_stacks(&mut self, tracer: &Tracer, sums: &[(u64, Sums)]) -> Result<bool> {
-        let mut unmapped = false;
+    /// made in are known; `refresh` is called, once at most, when an address
+    /// lies in none, to read the mappings again.
+    ///
+    /// # Errors
+    /// When the kernel's maps can't be read.
+    pub fn learn_stacks(
+        &mut self,
+        maps: &Maps,
+        sums: &[(u64, Sums)],
+        refresh: &mut dyn FnMut(&mut Symbolizer),
+    ) -> Result<()> {
+        let mut fresh = false;
         for (id, _) in sums {
             if *id == NOT_STORED || self.stacks.contains_key(id) {
                 continue;
             }
-            let Some(record) = tracer.stack(*id)? else { continue };
+            let Some(record) = maps.stack(*id)? else {
+                continue;
+            };
             if record.check == 0 {
                 continue; // Just being written.
             }
-            let known = self.learn(&record);
-            unmapped |= !self.symbolizer.knows(&known.addresses);
+            let depth = (record.depth as usize).min(record.frames.len());
+            let addresses: Box<[u64]> = record.frames[..depth].into();
+            if !self.symbolizer.knows(&addresses) && !fresh {
+                refresh(&mut self.symbolizer);
+                fresh = true;
+                self.symbolizer.knows(&addresses);
+            }
+            let known = self.learn(addresses, record.end);
             self.stacks.insert(*id, known);
         }
-        Ok(unmapped)
+        Ok(())
     }
 
-    fn learn(&mut self, record: &StackRecord) -> KnownStack {
-        let depth = (record.depth as usize).min(record.frames.len());
-        let addresses: Box<[u64]> = record.frames[..depth].into();
-        let end = StackEnd::from_number(record.end);
+    fn learn(&mut self, addresses: Box<[u64]>, end: u32) -> KnownStack {
+        let end = StackEnd::from_number(end);
         let complete = end == Some(StackEnd::ChainEnd)
             && self
                 .symbolizer
                 .resolve_outermost(&addresses)
                 .is_some_and(|frame| is_thread_start(&frame));
-        KnownStack { addresses, end, complete, frames: None }
+        KnownStack {
+            addresses,
+            end,
+            complete,
+            frames: None,
+        }
     }
 
     /// Puts a report's sites together. With `ages`, only blocks that passed
@@ -111,17 +134,26 @@ impl Aggregator {
         ages: Option<&BlockAges>,
         selection: &Selection,
     ) -> Sites {
-        let totals = sums.iter().fold(Sums::default(), |all, (_, one)| sites::add(all, *one));
+        let totals = sums
+            .iter()
+            .fold(Sums::default(), |all, (_, one)| sites::add(all, *one));
         let (all, complete) = sums.iter().fold((0, 0), |(all, complete), (id, one)| {
             let is_complete = self.stacks.get(id).is_some_and(|stack| stack.complete);
-            (all + one.alloc_blocks, complete + if is_complete { one.alloc_blocks } else { 0 })
+            (
+                all + one.alloc_blocks,
+                complete + if is_complete { one.alloc_blocks } else { 0 },
+            )
         });
         let mut rows = sites::rows(sums, ages, selection);
         let count = rows.len();
         let growing = sites::fastest(&rows, selection.growing);
         let shown = selection.top.unwrap_or(rows.len()).min(rows.len());
         // Growing sites are part of the report wherever they stand.
-        let growing = if selection.top.is_some() { Vec::new() } else { growing };
+        let growing = if selection.top.is_some() {
+            Vec::new()
+        } else {
+            growing
+        };
         rows.truncate(shown);
         let sites = rows.into_iter().map(|row| self.site(row, ages)).collect();
         Sites {
@@ -148,7 +180,10 @@ impl Aggregator {
 
     fn resolve(&mut self, id: u64) -> (Arc<[Frame]>, Completeness) {
         let Some(stack) = self.stacks.get_mut(&id) else {
-            return (Arc::from([]), Completeness::Incomplete(reason(Some(StackEnd::NotStored))));
+            return (
+                Arc::from([]),
+                Completeness::Incomplete(reason(Some(StackEnd::NotStored))),
+            );
         };
         let frames = stack
             .frames

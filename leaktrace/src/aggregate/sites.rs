@@ -35,8 +35,16 @@ pub fn rows(sums: &[(u64, Sums)], ages: Option<&BlockAges>, selection: &Selectio
                 None => *sums,
             };
             let live = sums.alloc_bytes.wrapping_sub(sums.freed_bytes) as i64;
-            let growth_per_minute = if minutes > 0.0 { live as f64 / minutes } else { 0.0 };
-            (sums.alloc_blocks > 0).then_some(Row { stack_id: *stack_id, sums, growth_per_minute })
+            let growth_per_minute = if minutes > 0.0 {
+                live as f64 / minutes
+            } else {
+                0.0
+            };
+            (sums.alloc_blocks > 0).then_some(Row {
+                stack_id: *stack_id,
+                sums,
+                growth_per_minute,
+            })
         })
         .collect();
     rows.sort_by(|a, b| {
@@ -58,9 +66,14 @@ fn key(row: &Row, sort: SortKey) -> f64 {
 
 /// Indices of the rows that grow, fastest first.
 pub fn fastest(rows: &[Row], most: usize) -> Vec<usize> {
-    let mut growing: Vec<usize> =
-        (0..rows.len()).filter(|index| rows[*index].growth_per_minute > 0.0).collect();
-    growing.sort_by(|a, b| rows[*b].growth_per_minute.total_cmp(&rows[*a].growth_per_minute));
+    let mut growing: Vec<usize> = (0..rows.len())
+        .filter(|index| rows[*index].growth_per_minute > 0.0)
+        .collect();
+    growing.sort_by(|a, b| {
+        rows[*b]
+            .growth_per_minute
+            .total_cmp(&rows[*a].growth_per_minute)
+    });
     growing.truncate(most);
     growing
 }
@@ -81,7 +94,12 @@ mod tests {
     }
 
     fn selection(sort: SortKey) -> Selection {
-        Selection { sort, top: None, growing: 10, elapsed: Duration::from_secs(30) }
+        Selection {
+            sort,
+            top: None,
+            growing: 10,
+            elapsed: Duration::from_secs(30),
+        }
     }
 
     #[test]
@@ -93,7 +111,10 @@ mod tests {
             (4, sums((0, 0), (0, 0))),
         ];
         let order = |sort| -> Vec<u64> {
-            rows(&all, None, &selection(sort)).iter().map(|row| row.stack_id).collect()
+            rows(&all, None, &selection(sort))
+                .iter()
+                .map(|row| row.stack_id)
+                .collect()
         };
         assert_eq!(order(SortKey::LiveBytes), [1, 3, 2]);
         assert_eq!(order(SortKey::LiveBlocks), [2, 3, 1]);
@@ -111,7 +132,10 @@ mod tests {
     #[test]
     fn ages_filter_blocks_not_sites() {
         let mut ages = BlockAges::new(
-            super::super::AgeFilter { min: Some(Duration::from_secs(1)), max: None },
+            super::super::AgeFilter {
+                min: Some(Duration::from_secs(1)),
+                max: None,
+            },
             5_000_000_000,
         );
         ages.add(1, 10, 4_500_000_000);

@@ -43,6 +43,15 @@ impl Attachment {
         self.links.is_empty()
     }
 
+    /// Leaves an attachment without probes behind.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        Self {
+            links: std::mem::take(&mut self.links),
+            ..*self
+        }
+    }
+
     /// Takes all probes out; `progress` is told how many links are closed.
     /// Multi links close side by side; perf events wait for one another in the
     /// kernel anyway.

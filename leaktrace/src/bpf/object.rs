@@ -61,6 +61,27 @@ const GROWING_MAPS: [&str; 4] = ["LIVE", "IN_FLIGHT", "STACKS", "SUMS"];
 const BPF_F_NO_PREALLOC: u32 = 1;
 
 impl Limits {
+    /// How many blocks fit when the maps may take this much, bytes.
+    pub fn fitting_blocks(&self, bytes: u64, features: &Features) -> u32 {
+        // Buckets come in powers of two, so the largest that fits is searched.
+        let (mut fits, mut too_many) = (0_u32, self.max_blocks);
+        while too_many - fits > 1 {
+            let middle = fits + (too_many - fits) / 2;
+            if (Self {
+                max_blocks: middle,
+                ..*self
+            })
+            .memory_when_full(features)
+                <= bytes
+            {
+                fits = middle;
+            } else {
+                too_many = middle;
+            }
+        }
+        fits.max(1)
+    }
+
     /// Kernel memory that full maps take, bytes. An element of a hash map has
     /// a head of 48 bytes (`struct htab_elem`); taken on demand it comes from
     /// the next size class, else from one array. Buckets are 16 bytes,

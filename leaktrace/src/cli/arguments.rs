@@ -117,7 +117,7 @@ struct Trace {
     quiet: bool,
     /// Write a report: FORMAT:PATH with svg, folded, json or txt, or a PATH that
     /// ends in one of them; `-` is stdout. Repeatable
-    #[arg(short, long = "output", value_name = "FORMAT:PATH", value_parser = clap::value_parser!(Destination))]
+    #[arg(short, long = "output", value_name = "FORMAT:PATH", value_parser = destination)]
     outputs: Vec<Destination>,
     /// Write no files unless asked by -o (otherwise svg, folded and json go to a
     /// new directory)
@@ -162,6 +162,10 @@ struct Trace {
     empty_programs: bool,
 }
 
+fn destination(text: &str) -> Result<Destination, String> {
+    Destination::parse(text.as_ref()).map_err(|error| error.to_string())
+}
+
 /// The limit of `attach` unless another is given.
 const DEFAULT_OVERHEAD: Overhead = Overhead::Limit(0.5);
 
@@ -181,13 +185,22 @@ impl Attach {
 impl Run {
     pub fn into_options(self) -> Result<(Launch, TraceOptions), String> {
         let options = self.trace.into_options(Overhead::Off)?;
-        Ok((Launch { command: self.command, user: self.user }, options))
+        Ok((
+            Launch {
+                command: self.command,
+                user: self.user,
+            },
+            options,
+        ))
     }
 }
 
 impl Trace {
     fn into_options(self, default_overhead: Overhead) -> Result<TraceOptions, String> {
-        let (min, max) = (self.min_size.unwrap_or(0), self.max_size.unwrap_or(u64::MAX));
+        let (min, max) = (
+            self.min_size.unwrap_or(0),
+            self.max_size.unwrap_or(u64::MAX),
+        );
         if min > max {
             return Err("--min-size is larger than --max-size: nothing would be recorded".into());
         }
@@ -217,7 +230,10 @@ impl Trace {
                 Sort::AllocBytes => SortKey::AllocBytes,
             },
             sizes: (min, max),
-            ages: AgeFilter { min: self.min_age, max: self.max_age },
+            ages: AgeFilter {
+                min: self.min_age,
+                max: self.max_age,
+            },
             limits: Limits {
                 max_blocks: self.max_blocks,
                 max_stacks: self.max_stacks,
@@ -229,7 +245,9 @@ impl Trace {
             },
             estimate_only: false,
             verbose: self.verbose,
-            object: self.bpf_object.map_or(ObjectSource::Embedded, ObjectSource::File),
+            object: self
+                .bpf_object
+                .map_or(ObjectSource::Embedded, ObjectSource::File),
             empty_programs: self.empty_programs,
         })
     }
@@ -252,12 +270,18 @@ mod tests {
         assert!(parse("leaktrace attach").is_err());
         assert!(parse("leaktrace attach 1 --name x").is_err());
         assert!(parse("leaktrace run").is_err());
-        let Command::Attach(attach) =
-            parse("leaktrace attach 1 --min-size 2k --max-size 1k").unwrap().command
+        let Command::Attach(attach) = parse("leaktrace attach 1 --min-size 2k --max-size 1k")
+            .unwrap()
+            .command
         else {
             panic!("not attach")
         };
-        assert!(attach.into_options().unwrap_err().contains("nothing would be recorded"));
+        assert!(
+            attach
+                .into_options()
+                .unwrap_err()
+                .contains("nothing would be recorded")
+        );
     }
 
     #[test]

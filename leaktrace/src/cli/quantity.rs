@@ -5,7 +5,9 @@ use std::time::Duration;
 /// Splits `1.5MiB` into its number and its unit.
 fn split(text: &str) -> Option<(f64, &str)> {
     let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let number: f64 = text[..end].parse().ok()?;
     Some((number, text[end..].trim()))
 }
@@ -87,7 +89,9 @@ pub fn overhead(text: &str) -> Result<Overhead, String> {
         .parse()
         .map_err(|_| format!("`{text}` is no share; write it like 50%, or off"))?;
     if !(percent > 0.0 && percent <= 100.0) {
-        return Err(format!("`{text}` is out of range: more than 0%, at most 100%, or off"));
+        return Err(format!(
+            "`{text}` is out of range: more than 0%, at most 100%, or off"
+        ));
     }
     Ok(Overhead::Limit(percent / 100.0))
 }

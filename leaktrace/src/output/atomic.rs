@@ -46,7 +46,10 @@ pub fn write(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<(), Writ
         Plan::Replace(path) => {
             let fail = |errno| WriteError::new(&path, errno);
             let Some(name) = path.file_name() else {
-                return Err(WriteError::because(&path, "this is a directory; name a file in it"));
+                return Err(WriteError::because(
+                    &path,
+                    "this is a directory; name a file in it",
+                ));
             };
             let parent = match path.parent() {
                 Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -87,8 +90,8 @@ fn plan(path: &Path, owner: Option<Owner>) -> Result<Plan, WriteError> {
         return plan_for(path.to_owned(), &found);
     }
     let ours = [0, rustix::process::geteuid().as_raw()];
-    let trusted = ours.contains(&found.uid())
-        || owner.is_some_and(|owner| owner.uid.as_raw() == found.uid());
+    let trusted =
+        ours.contains(&found.uid()) || owner.is_some_and(|owner| owner.uid.as_raw() == found.uid());
     if !trusted {
         let reason = format!(
             "it is a symbolic link of another user ({}), which is not followed",
@@ -108,12 +111,22 @@ fn plan(path: &Path, owner: Option<Owner>) -> Result<Plan, WriteError> {
 fn plan_for(path: PathBuf, found: &std::fs::Metadata) -> Result<Plan, WriteError> {
     let kind = found.file_type();
     if kind.is_dir() {
-        return Err(WriteError::because(&path, "this is a directory; name a file in it"));
+        return Err(WriteError::because(
+            &path,
+            "this is a directory; name a file in it",
+        ));
     }
     if kind.is_block_device() || kind.is_socket() {
-        return Err(WriteError::because(&path, "this is neither a file nor a pipe"));
+        return Err(WriteError::because(
+            &path,
+            "this is neither a file nor a pipe",
+        ));
     }
-    Ok(if kind.is_file() { Plan::Replace(path) } else { Plan::Into(path, OFlags::NOFOLLOW) })
+    Ok(if kind.is_file() {
+        Plan::Replace(path)
+    } else {
+        Plan::Into(path, OFlags::NOFOLLOW)
+    })
 }
 
 /// Whether the path means one of our own descriptors (`/dev/fd/3`).
@@ -195,11 +208,7 @@ fn put_into_place(file: &OwnedFd, directory: BorrowedFd<'_>, name: &OsStr) -> Re
     rename_or_remove(directory, &hidden, name)
 }
 
-fn rename_or_remove(
-    directory: BorrowedFd<'_>,
-    hidden: &OsStr,
-    name: &OsStr,
-) -> Result<(), Errno> {
+fn rename_or_remove(directory: BorrowedFd<'_>, hidden: &OsStr, name: &OsStr) -> Result<(), Errno> {
     renameat(directory, hidden, directory, name).inspect_err(|_| {
         // The first error is the one to tell.
         _ = unlinkat(directory, hidden, AtFlags::empty());
@@ -251,7 +260,10 @@ mod tests {
         let path = directory.path().join("a.json");
         write(&path, b"whole", None).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+            0o600
+        );
         assert_eq!(names(directory.path()), ["a.json"]);
     }
 
@@ -261,7 +273,10 @@ mod tests {
         let fd = fs::File::open(directory.path()).unwrap();
         write_hidden(fd.as_fd(), "a.json".as_ref(), b"first", None).unwrap();
         write_hidden(fd.as_fd(), "a.json".as_ref(), b"second", None).unwrap();
-        assert_eq!(fs::read(directory.path().join("a.json")).unwrap(), b"second");
+        assert_eq!(
+            fs::read(directory.path().join("a.json")).unwrap(),
+            b"second"
+        );
         assert_eq!(names(directory.path()), ["a.json"]);
         fs::create_dir(directory.path().join("taken")).unwrap();
         write_hidden(fd.as_fd(), "taken".as_ref(), b"third", None).unwrap_err();
@@ -280,7 +295,11 @@ mod tests {
                 let mut seen = 0;
                 while !done.load(Ordering::Relaxed) {
                     let text = fs::read(&path).unwrap();
-                    assert!(versions.contains(&text), "{} bytes are half a file", text.len());
+                    assert!(
+                        versions.contains(&text),
+                        "{} bytes are half a file",
+                        text.len()
+                    );
                     seen += 1;
                 }
                 seen
@@ -305,7 +324,10 @@ mod tests {
         assert!(link.symlink_metadata().unwrap().is_symlink());
         fs::remove_file(&real).unwrap();
         assert!(
-            write(&link, b"new", None).unwrap_err().reason.contains("a symbolic link that leads nowhere")
+            write(&link, b"new", None)
+                .unwrap_err()
+                .reason
+                .contains("a symbolic link that leads nowhere")
         );
     }
 
@@ -322,7 +344,12 @@ mod tests {
             return;
         }
         let error = write(&link, b"new", None).unwrap_err();
-        assert!(error.reason.contains("symbolic link of another user (12345)"), "{error}");
+        assert!(
+            error
+                .reason
+                .contains("symbolic link of another user (12345)"),
+            "{error}"
+        );
         assert_eq!(fs::read(&real).unwrap(), b"old");
         let owner = Owner {
             uid: rustix::process::Uid::from_raw(12345),
@@ -335,7 +362,12 @@ mod tests {
     #[test]
     fn devices_and_pipes_are_written_to_and_never_replaced() {
         write(Path::new("/dev/null"), b"x", None).unwrap();
-        assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        assert!(
+            fs::metadata("/dev/null")
+                .unwrap()
+                .file_type()
+                .is_char_device()
+        );
         let error = write(Path::new("/dev/full"), b"x", None).unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -360,12 +392,18 @@ mod tests {
     fn a_path_that_cannot_be_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let said = |path: &Path| write(path, b"x", None).unwrap_err().reason;
-        assert_eq!(said(directory.path()), "this is a directory; name a file in it");
+        assert_eq!(
+            said(directory.path()),
+            "this is a directory; name a file in it"
+        );
         assert_eq!(
             said(&directory.path().join("missing/a.json")),
             "No such file or directory; make its directory first"
         );
         fs::write(directory.path().join("file"), "").unwrap();
-        assert_eq!(said(&directory.path().join("file/a.json")), "Not a directory");
+        assert_eq!(
+            said(&directory.path().join("file/a.json")),
+            "Not a directory"
+        );
     }
 }

@@ -58,7 +58,12 @@ impl Destination {
             let (before, after) = (&bytes[..colon], OsStr::from_bytes(&bytes[colon + 1..]));
             match std::str::from_utf8(before).map(str::parse::<Format>) {
                 Ok(Ok(format)) if after.is_empty() => return Err(DestinationError::NoPath(format)),
-                Ok(Ok(format)) => return Ok(Self { format, target: Target::of(after) }),
+                Ok(Ok(format)) => {
+                    return Ok(Self {
+                        format,
+                        target: Target::of(after),
+                    });
+                }
                 // A colon may as well be part of a path.
                 Ok(Err(unknown)) if Format::of_extension(Path::new(text)).is_none() => {
                     return Err(unknown.into());
@@ -67,8 +72,13 @@ impl Destination {
             }
         }
         match Format::of_extension(Path::new(text)) {
-            Some(format) => Ok(Self { format, target: Target::of(text) }),
-            None => Err(DestinationError::NoFormat(text.to_string_lossy().into_owned())),
+            Some(format) => Ok(Self {
+                format,
+                target: Target::of(text),
+            }),
+            None => Err(DestinationError::NoFormat(
+                text.to_string_lossy().into_owned(),
+            )),
         }
     }
 
@@ -111,7 +121,10 @@ mod tests {
     }
 
     fn file(format: Format, path: &str) -> Result<Destination, String> {
-        Ok(Destination { format, target: Target::File(path.into()) })
+        Ok(Destination {
+            format,
+            target: Target::File(path.into()),
+        })
     }
 
     #[test]
@@ -159,6 +172,10 @@ mod tests {
             all(&["json:-", "svg:/dev/stdout"]).unwrap_err(),
             "two outputs go to stdout: leave one out, or name another place"
         );
-        assert!(all(&["json:a", "svg:a"]).unwrap_err().starts_with("two outputs go to a:"));
+        assert!(
+            all(&["json:a", "svg:a"])
+                .unwrap_err()
+                .starts_with("two outputs go to a:")
+        );
     }
 }

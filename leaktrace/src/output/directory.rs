@@ -54,7 +54,9 @@ impl Directory {
     ) -> Result<(), WriteError> {
         let made = match self.made.take() {
             Some(made) => made,
-            None => self.make(owner).map_err(|errno| WriteError::new(&self.path, errno))?,
+            None => self
+                .make(owner)
+                .map_err(|errno| WriteError::new(&self.path, errno))?,
         };
         let made = self.made.insert(made);
         atomic::write_at(made.as_fd(), OsStr::new(name), bytes, owner)
@@ -104,9 +106,19 @@ fn harmless(name: &str) -> String {
     let harmless: String = name
         .chars()
         .take(NAME_LENGTH)
-        .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
-    if harmless.is_empty() { "process".to_owned() } else { harmless }
+    if harmless.is_empty() {
+        "process".to_owned()
+    } else {
+        harmless
+    }
 }
 
 #[cfg(test)]
@@ -124,7 +136,10 @@ mod tests {
     fn its_name_tells_process_and_time_and_holds_no_slash() {
         let shown = |name| directory(Path::new(""), name).path().display().to_string();
         assert_eq!(shown("orderd"), "leaktrace-orderd-4242-20261121T031407");
-        assert_eq!(shown("../x y\u{1b}"), "leaktrace-.._x_y_-4242-20261121T031407");
+        assert_eq!(
+            shown("../x y\u{1b}"),
+            "leaktrace-.._x_y_-4242-20261121T031407"
+        );
         assert_eq!(shown(""), "leaktrace-process-4242-20261121T031407");
     }
 
@@ -150,7 +165,10 @@ mod tests {
         std::os::unix::fs::symlink(&victim, new.path()).unwrap();
         new.write("a.json", b"1", None).unwrap();
         assert_eq!(fs::read_dir(&victim).unwrap().count(), 0);
-        assert!(new.path().ends_with("leaktrace-orderd-4242-20261121T031407-2"));
+        assert!(
+            new.path()
+                .ends_with("leaktrace-orderd-4242-20261121T031407-2")
+        );
         assert!(new.path().join("a.json").exists());
     }
 

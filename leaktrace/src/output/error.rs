@@ -30,7 +30,10 @@ impl WriteError {
     /// Any other reason.
     #[must_use]
     pub fn because(path: &Path, reason: impl Into<String>) -> Self {
-        Self { path: path.to_owned(), reason: reason.into() }
+        Self {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
     }
 }
 

@@ -61,19 +61,28 @@ impl Outputs {
     /// The destinations of `-o`.
     #[must_use]
     pub fn chosen(destinations: Vec<Destination>, owner: Option<Owner>) -> Self {
-        Self { places: Places::Chosen(destinations), owner }
+        Self {
+            places: Places::Chosen(destinations),
+            owner,
+        }
     }
 
     /// The usual formats in a directory that is made when it is needed.
     #[must_use]
     pub fn in_directory(directory: Directory, owner: Option<Owner>) -> Self {
-        Self { places: Places::New(directory), owner }
+        Self {
+            places: Places::New(directory),
+            owner,
+        }
     }
 
     /// Nothing is written.
     #[must_use]
     pub fn none() -> Self {
-        Self { places: Places::None, owner: None }
+        Self {
+            places: Places::None,
+            owner: None,
+        }
     }
 
     /// Whether stdout belongs to an output, so that tables and the summary go
@@ -81,9 +90,9 @@ impl Outputs {
     #[must_use]
     pub fn use_stdout(&self) -> bool {
         match &self.places {
-            Places::Chosen(destinations) => {
-                destinations.iter().any(|destination| destination.target == Target::Stdout)
-            }
+            Places::Chosen(destinations) => destinations
+                .iter()
+                .any(|destination| destination.target == Target::Stdout),
             Places::New(_) | Places::None => false,
         }
     }
@@ -114,7 +123,11 @@ impl Outputs {
                     let result = export(format, report, options, &directory.path().join(&name))
                         .and_then(|bytes| directory.write(&name, &bytes, owner));
                     // Only now is the directory's name certain.
-                    Written { format, path: Some(directory.path().join(name)), result }
+                    Written {
+                        format,
+                        path: Some(directory.path().join(name)),
+                        result,
+                    }
                 })
                 .collect(),
         }
@@ -135,12 +148,20 @@ fn write_chosen(
                     .or_else(stream::closed_is_fine)
                     .map_err(|errno| WriteError::new("stdout".as_ref(), errno))
             });
-            Written { format, path: None, result }
+            Written {
+                format,
+                path: None,
+                result,
+            }
         }
         Target::File(path) => {
             let result = export(format, report, options, path)
                 .and_then(|bytes| atomic::write(path, &bytes, owner));
-            Written { format, path: Some(path.clone()), result }
+            Written {
+                format,
+                path: Some(path.clone()),
+                result,
+            }
         }
     }
 }

@@ -30,7 +30,10 @@ impl Owner {
         // -1 means "do not change" to chown, and 0 is who we are already.
         let id = |text: Option<&str>| text?.parse().ok().filter(|id| *id != u32::MAX);
         let (uid, gid) = (id(uid)?, id(gid)?);
-        (root && uid != 0).then(|| Self { uid: Uid::from_raw(uid), gid: Gid::from_raw(gid) })
+        (root && uid != 0).then(|| Self {
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+        })
     }
 }
 

@@ -65,19 +65,24 @@ impl Screen {
     pub fn start(fd: impl AsFd) -> io::Result<Self> {
         let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Arc::new(Shared { slot: Mutex::default(), wake });
+        let shared = Arc::new(Shared {
+            slot: Mutex::default(),
+            wake,
+        });
         let (sender, end) = watch::channel(None);
         let theirs = Arc::clone(&shared);
-        thread::Builder::new().name("screen".to_owned()).spawn(move || {
-            let end = match run(&fd, &theirs) {
-                Ok(()) => return,
-                Err(Errno::PIPE | Errno::IO | Errno::CONNRESET) => ScreenEnd::Closed,
-                Err(errno) => ScreenEnd::Failed(io::Error::from(errno).to_string()),
-            };
-            sender.send_replace(Some(end));
-            // Whoever waits for the last text learns that it is not coming.
-            theirs.lock().last = None;
-        })?;
+        thread::Builder::new()
+            .name("screen".to_owned())
+            .spawn(move || {
+                let end = match run(&fd, &theirs) {
+                    Ok(()) => return,
+                    Err(Errno::PIPE | Errno::IO | Errno::CONNRESET) => ScreenEnd::Closed,
+                    Err(errno) => ScreenEnd::Failed(io::Error::from(errno).to_string()),
+                };
+                sender.send_replace(Some(end));
+                // Whoever waits for the last text learns that it is not coming.
+                theirs.lock().last = None;
+            })?;
         Ok(Self { shared, end })
     }
 
@@ -115,7 +120,10 @@ impl Screen {
     pub async fn ended(&self) -> ScreenEnd {
         let mut end = self.end.clone();
         let found = end.wait_for(Option::is_some).await;
-        found.ok().and_then(|end| end.clone()).unwrap_or(ScreenEnd::Closed)
+        found
+            .ok()
+            .and_then(|end| end.clone())
+            .unwrap_or(ScreenEnd::Closed)
     }
 }
 
@@ -167,8 +175,10 @@ fn run(fd: &OwnedFd, shared: &Shared) -> Result<(), Errno> {
 /// Sleeps until the slot changes; an error when the reader is gone.
 fn wait(fd: &OwnedFd, shared: &Shared) -> Result<(), Errno> {
     // Without any event asked for, a pipe tells only that its reader is gone.
-    let mut fds =
-        [PollFd::new(fd, PollFlags::empty()), PollFd::new(&shared.wake, PollFlags::IN)];
+    let mut fds = [
+        PollFd::new(fd, PollFlags::empty()),
+        PollFd::new(&shared.wake, PollFlags::IN),
+    ];
     match poll(&mut fds, None) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno),
@@ -203,7 +213,9 @@ mod tests {
     }
 
     async fn soon<T>(future: impl Future<Output = T>) -> T {
-        tokio::time::timeout(Duration::from_secs(20), future).await.unwrap()
+        tokio::time::timeout(Duration::from_secs(20), future)
+            .await
+            .unwrap()
     }
 
     fn read_in_background(mut reader: PipeReader) -> thread::JoinHandle<String> {
@@ -251,7 +263,11 @@ mod tests {
         soon(screen.finish("end".to_owned())).await.unwrap();
         drop(screen);
         let text = text.join().unwrap();
-        assert!(text == long("a") + "end" || text == long("a") + "endend", "{}", text.len());
+        assert!(
+            text == long("a") + "end" || text == long("a") + "endend",
+            "{}",
+            text.len()
+        );
     }
 
     #[tokio::test]
@@ -260,7 +276,10 @@ mod tests {
         drop(reader);
         assert_eq!(soon(screen.ended()).await, ScreenEnd::Closed);
         screen.show("a".to_owned());
-        assert_eq!(soon(screen.finish("b".to_owned())).await, Err(ScreenEnd::Closed));
+        assert_eq!(
+            soon(screen.finish("b".to_owned())).await,
+            Err(ScreenEnd::Closed)
+        );
     }
 
     #[tokio::test]
@@ -277,7 +296,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_disk_is_no_closed_reader() {
-        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let full = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
         let screen = Screen::start(&full).unwrap();
         let Err(ScreenEnd::Failed(reason)) = soon(screen.finish("a".to_owned())).await else {
             panic!("a full disk must be an error");

@@ -29,9 +29,11 @@ impl Terminal {
     pub fn of(fd: impl AsFd) -> Self {
         let fd = fd.as_fd();
         let size = rustix::termios::tcgetwinsize(fd).ok();
-        Self::decide(fd.is_terminal(), size.map(|size| usize::from(size.ws_col)), |name| {
-            env::var(name).ok()
-        })
+        Self::decide(
+            fd.is_terminal(),
+            size.map(|size| usize::from(size.ws_col)),
+            |name| env::var(name).ok(),
+        )
     }
 
     fn decide(
@@ -42,13 +44,20 @@ impl Terminal {
         let said = variable("COLUMNS").and_then(|text| text.trim().parse().ok());
         let known = |columns: &usize| *columns > 0;
         let columns = if is_terminal {
-            own_columns.filter(known).or(said.filter(known)).unwrap_or(USUAL_COLUMNS)
+            own_columns
+                .filter(known)
+                .or(said.filter(known))
+                .unwrap_or(USUAL_COLUMNS)
         } else {
             said.filter(known).unwrap_or(FILE_COLUMNS)
         };
         let refused = variable("NO_COLOR").is_some_and(|value| !value.is_empty())
             || variable("TERM").is_some_and(|term| term == "dumb");
-        Self { columns: columns.max(LEAST_COLUMNS), colour: is_terminal && !refused, is_terminal }
+        Self {
+            columns: columns.max(LEAST_COLUMNS),
+            colour: is_terminal && !refused,
+            is_terminal,
+        }
     }
 }
 
@@ -58,7 +67,10 @@ mod tests {
 
     fn decide(is_terminal: bool, own: usize, variables: &[(&str, &str)]) -> (usize, bool) {
         let terminal = Terminal::decide(is_terminal, Some(own), |name| {
-            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            variables
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| (*value).to_owned())
         });
         (terminal.columns, terminal.colour)
     }

@@ -126,8 +126,11 @@ impl Exporter for Json {
 
 impl Exporter for Txt {
     fn export(&self, report: &Report, options: &ExportOptions) -> anyhow::Result<Vec<u8>> {
-        let options =
-            summary::SummaryOptions { width: None, colour: false, top: options.top };
+        let options = summary::SummaryOptions {
+            width: None,
+            colour: false,
+            top: options.top,
+        };
         Ok(summary::render(report, &options).into_bytes())
     }
 }

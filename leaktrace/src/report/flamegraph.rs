@@ -14,9 +14,21 @@ use crate::{
     report::{folded, name, quantity},
 };
 
-const ALLOCATOR: Color = Color { r: 240, g: 150, b: 70 };
-const NO_SYMBOL: Color = Color { r: 190, g: 190, b: 190 };
-const INCOMPLETE: Color = Color { r: 222, g: 222, b: 222 };
+const ALLOCATOR: Color = Color {
+    r: 240,
+    g: 150,
+    b: 70,
+};
+const NO_SYMBOL: Color = Color {
+    r: 190,
+    g: 190,
+    b: 190,
+};
+const INCOMPLETE: Color = Color {
+    r: 222,
+    g: 222,
+    b: 222,
+};
 
 /// The report's sites as a flamegraph, or a picture that says in words why
 /// there is nothing to show.
@@ -155,5 +167,7 @@ fn empty(report: &Report, weight: Weight) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }

@@ -43,7 +43,10 @@ pub struct Label<'a> {
 #[must_use]
 pub fn labels<'a>(report: &Report, site: &'a Site, inlined: &str) -> Vec<Label<'a>> {
     let mut labels = Vec::with_capacity(site.frames.len() + 1);
-    let mark = |text: &str| Label { text: escaped(text), frame: None };
+    let mark = |text: &str| Label {
+        text: escaped(text),
+        frame: None,
+    };
     match site.end {
         Completeness::Incomplete(reason) => {
             labels.push(mark(&format!("[incomplete: {reason}]")));
@@ -64,7 +67,10 @@ pub fn labels<'a>(report: &Report, site: &'a Site, inlined: &str) -> Vec<Label<'
         if frame.inlined {
             text.push_str(inlined);
         }
-        Label { text, frame: Some(frame) }
+        Label {
+            text,
+            frame: Some(frame),
+        }
     }));
     labels
 }
@@ -78,7 +84,9 @@ fn escaped(name: &str) -> String {
         text = format!("#_{rest}");
     }
     if let Some((head, last)) = text.rsplit_once(char::is_whitespace)
-        && last.chars().all(|character| character.is_ascii_digit() || character == '.')
+        && last
+            .chars()
+            .all(|character| character.is_ascii_digit() || character == '.')
     {
         text = format!("{head}_{last}");
     }

@@ -208,7 +208,10 @@ impl<'a> Document<'a> {
         let trace = &report.trace;
         Self {
             schema_version: SCHEMA_VERSION,
-            tool: Tool { name: env!("CARGO_PKG_NAME"), version: env!("CARGO_PKG_VERSION") },
+            tool: Tool {
+                name: env!("CARGO_PKG_NAME"),
+                version: env!("CARGO_PKG_VERSION"),
+            },
             process: Process::of(&report.process),
             started: time_of_day(&trace.started),
             taken: time_of_day(&report.taken),
@@ -221,7 +224,10 @@ impl<'a> Document<'a> {
             options: options(trace),
             features: trace.features.iter().map(feature).collect(),
             watched: trace.watched.iter().map(Watched::of).collect(),
-            counters: Counter::ALL.iter().map(|c| (c.name(), report.counter(*c))).collect(),
+            counters: Counter::ALL
+                .iter()
+                .map(|c| (c.name(), report.counter(*c)))
+                .collect(),
             nested_calls: nested_calls(report),
             totals: Totals::of(report),
             alloc_rate: report.alloc_rate,
@@ -251,16 +257,26 @@ impl<'a> Process<'a> {
 
 impl End {
     fn of(end: &EndReason) -> Self {
-        let plain = |reason| Self { reason, signal: None, cost: None, limit: None };
+        let plain = |reason| Self {
+            reason,
+            signal: None,
+            cost: None,
+            limit: None,
+        };
         match end {
             EndReason::Duration => plain("duration"),
-            EndReason::Signal(signal) => Self { signal: Some(signal), ..plain("signal") },
+            EndReason::Signal(signal) => Self {
+                signal: Some(signal),
+                ..plain("signal")
+            },
             EndReason::TargetExit => plain("target_exit"),
             EndReason::TargetExec => plain("target_exec"),
             EndReason::OutputClosed => plain("output_closed"),
-            EndReason::Overhead { cost, limit } => {
-                Self { cost: Some(*cost), limit: Some(*limit), ..plain("overhead") }
-            }
+            EndReason::Overhead { cost, limit } => Self {
+                cost: Some(*cost),
+                limit: Some(*limit),
+                ..plain("overhead")
+            },
         }
     }
 }
@@ -355,7 +371,13 @@ impl<'a> StackFrame<'a> {
 }
 
 fn feature(feature: &FeatureInfo) -> (&'static str, Feature) {
-    (feature.name, Feature { available: feature.available, used: feature.used })
+    (
+        feature.name,
+        Feature {
+            available: feature.available,
+            used: feature.used,
+        },
+    )
 }
 
 fn options(trace: &TraceInfo) -> BTreeMap<&str, String> {
@@ -378,7 +400,11 @@ fn nested_calls(report: &Report) -> Vec<NestedCalls> {
         for inner in Role::ALL {
             let count = report.counters.nested[outer as usize][inner as usize];
             if count > 0 {
-                calls.push(NestedCalls { outer: role_name(outer), inner: role_name(inner), count });
+                calls.push(NestedCalls {
+                    outer: role_name(outer),
+                    inner: role_name(inner),
+                    count,
+                });
             }
         }
     }
@@ -405,7 +431,9 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 fn time_of_day(time: &jiff::Zoned) -> String {
-    time.timestamp().display_with_offset(time.offset()).to_string()
+    time.timestamp()
+        .display_with_offset(time.offset())
+        .to_string()
 }
 
 fn path_text(path: &Path) -> String {

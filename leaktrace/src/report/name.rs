@@ -72,7 +72,11 @@ pub fn function(frame: &Frame) -> Cow<'_, str> {
 #[must_use]
 pub fn place(frame: &Frame, whole_path: bool) -> Option<String> {
     let source = frame.source.as_deref()?;
-    let source = clean(if whole_path { source } else { file_name(source) });
+    let source = clean(if whole_path {
+        source
+    } else {
+        file_name(source)
+    });
     Some(match frame.line {
         Some(line) => format!("{source}:{line}"),
         None => source.into_owned(),
@@ -250,8 +254,9 @@ fn opposite(closer: u8) -> u8 {
 /// brackets match nothing; 0 when it is not there.
 fn operator_length(name: &str, at: usize) -> usize {
     const WORD: &str = "operator";
-    const SYMBOLS: [&str; 13] =
-        ["()", "[]", "<=>", "<<=", ">>=", "->*", "<<", ">>", "<=", ">=", "->", "<", ">"];
+    const SYMBOLS: [&str; 13] = [
+        "()", "[]", "<=>", "<<=", ">>=", "->*", "<<", ">>", "<=", ">=", "->", "<", ">",
+    ];
     let Some(rest) = name.get(at..).and_then(|rest| rest.strip_prefix(WORD)) else {
         return 0;
     };
@@ -288,7 +293,10 @@ mod tests {
 
     #[test]
     fn escape_sequences_and_reordering_do_not_survive() {
-        assert_eq!(clean("a\x1b[31mb\u{9b}c\u{202e}d\ne"), "a\u{fffd}[31mb\u{fffd}c\u{fffd}d e");
+        assert_eq!(
+            clean("a\x1b[31mb\u{9b}c\u{202e}d\ne"),
+            "a\u{fffd}[31mb\u{fffd}c\u{fffd}d e"
+        );
         assert!(matches!(clean("plain 漢字 e\u{301}"), Cow::Borrowed(_)));
     }
 
@@ -298,18 +306,39 @@ mod tests {
             ("malloc", "malloc"),
             ("Session::create(User const&)", "Session::create"),
             ("void emplace<int, char>(int&&)", "emplace<int, char>"),
-            ("std::shared_ptr<A> std::make_shared<A>(B&&)", "std::make_shared<A>"),
+            (
+                "std::shared_ptr<A> std::make_shared<A>(B&&)",
+                "std::make_shared<A>",
+            ),
             ("Foo::bar(int) const [clone .cold]", "Foo::bar"),
-            ("(anonymous namespace)::load(char const*)", "(anonymous namespace)::load"),
+            (
+                "(anonymous namespace)::load(char const*)",
+                "(anonymous namespace)::load",
+            ),
             ("Table::operator()(int) const", "Table::operator()"),
             ("operator new(unsigned long)", "operator new"),
             ("operator new[](unsigned long)", "operator new[]"),
-            ("Foo::operator std::string() const", "Foo::operator std::string"),
-            ("std::ostream& operator<< <char>(std::ostream&)", "operator<< <char>"),
-            ("std::function<void (int)>::operator()(int) const", "std::function<void (int)>::operator()"),
+            (
+                "Foo::operator std::string() const",
+                "Foo::operator std::string",
+            ),
+            (
+                "std::ostream& operator<< <char>(std::ostream&)",
+                "operator<< <char>",
+            ),
+            (
+                "std::function<void (int)>::operator()(int) const",
+                "std::function<void (int)>::operator()",
+            ),
             ("main.(*Server).handle", "main.(*Server).handle"),
-            ("<alloc::vec::Vec<T> as core::ops::Drop>::drop", "<alloc::vec::Vec<T> as core::ops::Drop>::drop"),
-            ("core::ops::function::FnOnce::call_once{{vtable.shim}}", "core::ops::function::FnOnce::call_once{{vtable.shim}}"),
+            (
+                "<alloc::vec::Vec<T> as core::ops::Drop>::drop",
+                "<alloc::vec::Vec<T> as core::ops::Drop>::drop",
+            ),
+            (
+                "core::ops::function::FnOnce::call_once{{vtable.shim}}",
+                "core::ops::function::FnOnce::call_once{{vtable.shim}}",
+            ),
             ("unbalanced<(", "unbalanced<("),
         ] {
             assert_eq!(without_signature(name), bare, "{name}");
@@ -323,7 +352,10 @@ mod tests {
             ("a<b>::c<d>", "a<…>::c<…>"),
             ("operator<< <char>", "operator<< <…>"),
             ("Ptr<T>::operator->", "Ptr<…>::operator->"),
-            ("<alloc::vec::Vec<T> as Extend<T>>::extend", "<alloc::vec::Vec<…>>::extend"),
+            (
+                "<alloc::vec::Vec<T> as Extend<T>>::extend",
+                "<alloc::vec::Vec<…>>::extend",
+            ),
             ("<fn() -> u8 as Call>::call", "<fn() -> u8>::call"),
             ("plain", "plain"),
         ] {
@@ -335,7 +367,10 @@ mod tests {
     fn the_innermost_component_is_kept_longest() {
         let name = "net::http::Server<Config, Handler>::accept_connection(int)";
         assert_eq!(fitted(name, 80), name);
-        assert_eq!(fitted(name, 54), "net::http::Server<Config, Handler>::accept_connection");
+        assert_eq!(
+            fitted(name, 54),
+            "net::http::Server<Config, Handler>::accept_connection"
+        );
         assert_eq!(fitted(name, 40), "net::http::Server<…>::accept_connection");
         assert_eq!(fitted(name, 32), "…::Server<…>::accept_connection");
         assert_eq!(fitted(name, 20), "…::accept_connection");

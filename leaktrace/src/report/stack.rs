@@ -12,8 +12,15 @@ use crate::{
 /// beginning, unless there is nothing else.
 #[must_use]
 pub fn program_frames(frames: &[Frame]) -> &[Frame] {
-    let own = frames.iter().take_while(|frame| frame.kind == FrameKind::Allocator).count();
-    if own == frames.len() { frames } else { &frames[own..] }
+    let own = frames
+        .iter()
+        .take_while(|frame| frame.kind == FrameKind::Allocator)
+        .count();
+    if own == frames.len() {
+        frames
+    } else {
+        &frames[own..]
+    }
 }
 
 /// The stack in one line of at most `columns`:
@@ -101,15 +108,19 @@ pub fn whole(site: &Site, indent: usize, columns: Option<usize>) -> impl Iterato
         line.push(Look::Faint, text);
         line
     });
-    site.frames.iter().map(move |frame| frame_line(frame, room)).chain(last).map(move |rest| {
-        let mut line = Line::default();
-        line.push(Look::Plain, blank.clone());
-        line.append(rest);
-        if let Some(columns) = columns {
-            line.cut(columns);
-        }
-        line
-    })
+    site.frames
+        .iter()
+        .map(move |frame| frame_line(frame, room))
+        .chain(last)
+        .map(move |rest| {
+            let mut line = Line::default();
+            line.push(Look::Plain, blank.clone());
+            line.append(rest);
+            if let Some(columns) = columns {
+                line.cut(columns);
+            }
+            line
+        })
 }
 
 /// `Session::create(User const&) at src/session.cc:88, inlined`, or

@@ -10,7 +10,10 @@ use leaktrace_common::counter::{Counter, Effect};
 
 use crate::{
     model::{Completeness, EndReason, MemorySample, Report, Site, SortKey},
-    report::{line::{Line, Look}, name, quantity, stack, table},
+    report::{
+        line::{Line, Look},
+        name, quantity, stack, table,
+    },
 };
 
 /// Options that leave blocks or sites out, as [`TraceInfo::options`] names
@@ -33,7 +36,10 @@ pub struct SummaryOptions {
 /// The whole summary.
 #[must_use]
 pub fn render(report: &Report, options: &SummaryOptions) -> String {
-    let mut page = Page { options: *options, text: String::new() };
+    let mut page = Page {
+        options: *options,
+        text: String::new(),
+    };
     header(report, &mut page);
     page.gap();
     verdict(report, &mut page);
@@ -54,12 +60,18 @@ pub fn closing(written: &[PathBuf]) -> String {
     let Some(first) = written.first() else {
         return text;
     };
-    let directory = first.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let directory = first
+        .parent()
+        .filter(|directory| !directory.as_os_str().is_empty());
     let together = written.iter().all(|path| path.parent() == first.parent());
     let names: Vec<_> = match (directory, together) {
         (Some(directory), true) => {
             text = format!("Written to {}/: ", shown(directory).trim_end_matches('/'));
-            written.iter().filter_map(|path| path.file_name()).map(|n| shown(n.as_ref())).collect()
+            written
+                .iter()
+                .filter_map(|path| path.file_name())
+                .map(|n| shown(n.as_ref()))
+                .collect()
         }
         _ => {
             text.push_str("Written: ");
@@ -68,11 +80,17 @@ pub fn closing(written: &[PathBuf]) -> String {
     };
     text.push_str(&names.join(", "));
     text.push('\n');
-    let picture = written.iter().find(|path| path.extension().is_some_and(|e| e == "svg"));
+    let picture = written
+        .iter()
+        .find(|path| path.extension().is_some_and(|e| e == "svg"));
     if let Some(picture) = picture {
         // Also a name with a space can be copied from here.
         let path = shown(picture);
-        let quote = if path.contains([' ', '\'', '"', '$', '`', '\\']) { "\"" } else { "" };
+        let quote = if path.contains([' ', '\'', '"', '$', '`', '\\']) {
+            "\""
+        } else {
+            ""
+        };
         _ = writeln!(text, "Look at it in a browser:  {quote}{path}{quote}");
     }
     text
@@ -107,12 +125,18 @@ fn header(report: &Report, page: &mut Page) {
     let process = &report.process;
     let exe = process.exe.to_string_lossy();
     let mut line = Line::default();
-    line.push(Look::Strong, format!("{} ({})", name::clean(&process.name), process.pid));
+    line.push(
+        Look::Strong,
+        format!("{} ({})", name::clean(&process.name), process.pid),
+    );
     line.push(Look::Plain, format!(" {}", name::clean(&exe)));
     let since = process.started.strftime("%F %T");
     line.push(Look::Plain, format!(", running since {since}"));
     page.line(&line);
-    page.say(Look::Plain, format!("traced {}{}", period(report), ending(report)));
+    page.say(
+        Look::Plain,
+        format!("traced {}{}", period(report), ending(report)),
+    );
     for file in &report.trace.watched {
         let path = file.path.to_string_lossy();
         page.say(
@@ -126,7 +150,12 @@ fn header(report: &Report, page: &mut Page) {
         );
     }
     // Filters are told with what was not seen.
-    let others: Vec<_> = report.trace.options.iter().filter(|option| !is_filter(option)).collect();
+    let others: Vec<_> = report
+        .trace
+        .options
+        .iter()
+        .filter(|option| !is_filter(option))
+        .collect();
     if !others.is_empty() {
         page.say(Look::Plain, format!("options {}", options_text(&others)));
     }
@@ -140,7 +169,11 @@ fn options_text(options: &[&(String, String)]) -> String {
     let texts: Vec<_> = options
         .iter()
         .map(|(option, value)| {
-            format!("--{} {}", name::clean(option.trim_start_matches('-')), name::clean(value))
+            format!(
+                "--{} {}",
+                name::clean(option.trim_start_matches('-')),
+                name::clean(value)
+            )
         })
         .collect();
     texts.join(" ")
@@ -149,7 +182,11 @@ fn options_text(options: &[&(String, String)]) -> String {
 /// `60 s, 2026-11-21 03:14:07 +0100 to 03:15:07`
 fn period(report: &Report) -> String {
     let (from, to) = covered(report);
-    let until = if from.date() == to.date() { "%T" } else { "%F %T" };
+    let until = if from.date() == to.date() {
+        "%T"
+    } else {
+        "%F %T"
+    };
     format!(
         "{}, {} to {}",
         quantity::duration(report.elapsed),
@@ -161,7 +198,9 @@ fn period(report: &Report) -> String {
 /// The wall clock's times between which events counted.
 fn covered(report: &Report) -> (&jiff::Zoned, jiff::Zoned) {
     let from = &report.trace.started;
-    let to = from.checked_add(report.elapsed).unwrap_or_else(|_| report.taken.clone());
+    let to = from
+        .checked_add(report.elapsed)
+        .unwrap_or_else(|_| report.taken.clone());
     (from, to)
 }
 
@@ -204,11 +243,17 @@ fn verdict(report: &Report, page: &mut Page) {
     let (lost, inexact) = (report.lost(), report.inexact());
     if lost > 0 {
         let lost = quantity::grouped(lost);
-        page.say(Look::Alarm, format!("Totals are a lower bound: {lost} events were lost (see below)."));
+        page.say(
+            Look::Alarm,
+            format!("Totals are a lower bound: {lost} events were lost (see below)."),
+        );
     }
     if inexact > 0 {
         let inexact = quantity::grouped(inexact);
-        page.say(Look::Alarm, format!("Totals are inexact: {inexact} events could not be told apart (see below)."));
+        page.say(
+            Look::Alarm,
+            format!("Totals are inexact: {inexact} events could not be told apart (see below)."),
+        );
     }
     for note in &report.notes {
         page.say(Look::Plain, name::clean(note));
@@ -223,7 +268,9 @@ fn nothing_seen(report: &Report) -> String {
     let filtered = report.counter(Counter::Filtered);
     match (calls, filtered) {
         (0, _) => {
-            format!("malloc was never called in {elapsed}: {process} is idle, or it uses another allocator.")
+            format!(
+                "malloc was never called in {elapsed}: {process} is idle, or it uses another allocator."
+            )
         }
         (_, 0) => format!(
             "No allocation was recorded in {elapsed}, though {} calls asked for memory.",
@@ -268,9 +315,17 @@ fn beside_rss(report: &Report) -> String {
     };
     let live = report.totals.live_bytes();
     let grown = now.saturating_sub(then);
-    let held = if live == 0 { "nothing".to_owned() } else { quantity::bytes_short(live) };
+    let held = if live == 0 {
+        "nothing".to_owned()
+    } else {
+        quantity::bytes_short(live)
+    };
     if grown >= NOTEWORTHY && live < grown / 2 {
-        let little = if live == 0 { held } else { format!("only {held}") };
+        let little = if live == 0 {
+            held
+        } else {
+            format!("only {held}")
+        };
         return format!(
             "RSS grew {}, malloc {little}: the rest is mappings, a runtime's own heap, or free memory that malloc keeps.",
             quantity::bytes_short(grown),
@@ -298,7 +353,10 @@ fn sites(report: &Report, page: &mut Page) {
     if shown == 0 {
         if report.totals.live_blocks() > 0 {
             page.gap();
-            page.say(Look::Plain, format!("{}.", capital(&table::nothing_held(report))));
+            page.say(
+                Look::Plain,
+                format!("{}.", capital(&table::nothing_held(report))),
+            );
         }
         return;
     }
@@ -315,7 +373,11 @@ fn sites(report: &Report, page: &mut Page) {
         page.gap();
         whole_site(index + 1, site, page);
     }
-    let rest: Vec<_> = report.growing.iter().filter(|index| **index >= shown).collect();
+    let rest: Vec<_> = report
+        .growing
+        .iter()
+        .filter(|index| **index >= shown)
+        .collect();
     if rest.is_empty() {
         return;
     }
@@ -376,13 +438,19 @@ fn not_seen(report: &Report, page: &mut Page) {
     let rss = report.memory_at_start.rss.map_or_else(String::new, |rss| {
         format!(" (RSS was {} then)", quantity::bytes_fine(rss))
     });
-    page.say(Look::Plain, format!("  blocks allocated before {since}{rss}"));
+    page.say(
+        Look::Plain,
+        format!("  blocks allocated before {since}{rss}"),
+    );
     for (effect, look, suffix) in [
         (Effect::Lost, Look::Alarm, ": totals are a lower bound"),
         (Effect::Inexact, Look::Alarm, ": totals are inexact"),
         (Effect::None, Look::Plain, ""),
     ] {
-        for counter in Counter::ALL.iter().filter(|counter| counter.effect() == effect) {
+        for counter in Counter::ALL
+            .iter()
+            .filter(|counter| counter.effect() == effect)
+        {
             let value = report.counter(*counter);
             let ordinary = matches!(counter, Counter::AllocCalls | Counter::FreeCalls);
             if value > 0 && !ordinary {
@@ -392,16 +460,27 @@ fn not_seen(report: &Report, page: &mut Page) {
         }
     }
     incomplete_stacks(report, page);
-    let filters: Vec<_> = report.trace.options.iter().filter(|option| is_filter(option)).collect();
+    let filters: Vec<_> = report
+        .trace
+        .options
+        .iter()
+        .filter(|option| is_filter(option))
+        .collect();
     if !filters.is_empty() {
-        page.say(Look::Plain, format!("  what the filters leave out: {}", options_text(&filters)));
+        page.say(
+            Look::Plain,
+            format!("  what the filters leave out: {}", options_text(&filters)),
+        );
     }
 }
 
 fn incomplete_stacks(report: &Report, page: &mut Page) {
     if let Some(share) = report.complete_share.filter(|share| *share < 1.0) {
         let share = quantity::percent(share);
-        page.say(Look::Plain, format!("  callers: the stacks of {share} of the allocations are complete"));
+        page.say(
+            Look::Plain,
+            format!("  callers: the stacks of {share} of the allocations are complete"),
+        );
     }
     let mut reasons: Vec<(&str, usize, u64)> = Vec::new();
     for site in &report.sites {
@@ -448,14 +527,21 @@ const MEMORY: [MemoryRow; 10] = [
 ];
 
 fn memory(report: &Report, page: &mut Page) {
-    let title = format!("{:<24}  {:>9}  {:>9}  {:>9}", "Memory", "at start", "now", "change");
+    let title = format!(
+        "{:<24}  {:>9}  {:>9}  {:>9}",
+        "Memory", "at start", "now", "change"
+    );
     page.say(Look::Strong, title);
     for (what, read, is_bytes) in MEMORY {
         let (then, now) = (read(&report.memory_at_start), read(&report.memory));
         if then.is_none() && now.is_none() {
             continue;
         }
-        let show = if is_bytes { quantity::bytes_fine } else { quantity::count };
+        let show = if is_bytes {
+            quantity::bytes_fine
+        } else {
+            quantity::count
+        };
         let shown = |value: Option<u64>| value.map_or_else(|| "?".to_owned(), show);
         let change = match (then, now) {
             (Some(then), Some(now)) if is_bytes => quantity::bytes_change(then, now),
@@ -465,7 +551,11 @@ fn memory(report: &Report, page: &mut Page) {
         let what = format!("  {what}");
         page.say(
             Look::Plain,
-            format!("{what:<24}  {:>9}  {:>9}  {change:>9}", shown(then), shown(now)),
+            format!(
+                "{what:<24}  {:>9}  {:>9}  {change:>9}",
+                shown(then),
+                shown(now)
+            ),
         );
     }
 }

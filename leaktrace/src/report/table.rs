@@ -32,7 +32,10 @@ pub struct TableOptions {
 /// them empty.
 #[must_use]
 pub fn render(report: &Report, options: &TableOptions) -> String {
-    let mut lines = vec![events_line(report, options.width), process_line(report, options.width)];
+    let mut lines = vec![
+        events_line(report, options.width),
+        process_line(report, options.width),
+    ];
     let warning = warning(report);
     let has_warning = warning.is_some();
     lines.extend(warning);
@@ -73,7 +76,12 @@ struct Part {
 
 impl Part {
     fn new<const N: usize>(importance: u8, forms: [String; N]) -> Self {
-        Self { look: Look::Plain, separator: "  ", importance, forms: forms.into() }
+        Self {
+            look: Look::Plain,
+            separator: "  ",
+            importance,
+            forms: forms.into(),
+        }
     }
 
     fn look(self, look: Look) -> Self {
@@ -81,7 +89,10 @@ impl Part {
     }
 
     fn after_bar(self) -> Self {
-        Self { separator: " | ", ..self }
+        Self {
+            separator: " | ",
+            ..self
+        }
     }
 
     fn form(&self, step: usize) -> &str {
@@ -139,7 +150,15 @@ fn events_line(report: &Report, columns: usize) -> Line {
     let mut parts = vec![
         Part::new(2, [format!("{time}  {elapsed}"), time]),
         Part::new(4, live).look(Look::Strong).after_bar(),
-        Part::new(1, [format!("{rate} alloc/s"), format!("{rate}/s"), String::new()]).after_bar(),
+        Part::new(
+            1,
+            [
+                format!("{rate} alloc/s"),
+                format!("{rate}/s"),
+                String::new(),
+            ],
+        )
+        .after_bar(),
     ];
     if let Some(cost) = report.cost {
         let cost = format!("cost {}", quantity::percent(cost));
@@ -152,7 +171,11 @@ fn events_line(report: &Report, columns: usize) -> Line {
     parts.push(lost.after_bar());
     if let Some(share) = report.complete_share {
         let share = quantity::percent(share);
-        let forms = [format!("stacks complete {share}"), format!("stacks {share}"), String::new()];
+        let forms = [
+            format!("stacks complete {share}"),
+            format!("stacks {share}"),
+            String::new(),
+        ];
         parts.push(Part::new(0, forms).after_bar());
     }
     joined(&parts, columns)
@@ -179,10 +202,19 @@ fn process_line(report: &Report, columns: usize) -> Line {
             }
             _ => short,
         };
-        parts.push(Part::new(u8::from(swap > 0), [text.clone(), text, String::new()]));
+        parts.push(Part::new(
+            u8::from(swap > 0),
+            [text.clone(), text, String::new()],
+        ));
     }
-    parts.extend(now.descriptors.map(|fds| count_part("fds", 1, then.descriptors, fds)));
-    parts.extend(now.threads.map(|threads| count_part("threads", 0, then.threads, threads)));
+    parts.extend(
+        now.descriptors
+            .map(|fds| count_part("fds", 1, then.descriptors, fds)),
+    );
+    parts.extend(
+        now.threads
+            .map(|threads| count_part("threads", 0, then.threads, threads)),
+    );
     parts.extend(cgroup_part(then, now));
     parts.extend(traced_part(report));
     joined(&parts, columns)
@@ -220,7 +252,11 @@ fn traced_part(report: &Report) -> Option<Part> {
     let (then, now) = (report.memory_at_start.rss?, report.memory.rss?);
     let live = report.totals.live_bytes();
     let text = if now < then {
-        format!("{} of {}", quantity::bytes_short(live), quantity::bytes_change(then, now))
+        format!(
+            "{} of {}",
+            quantity::bytes_short(live),
+            quantity::bytes_change(then, now)
+        )
     } else {
         quantity::bytes_of(live, now - then).replacen(" of ", " of +", 1)
     };
@@ -243,7 +279,13 @@ fn warning(report: &Report) -> Option<Line> {
     reasons.sort_by_key(|counter| std::cmp::Reverse(report.counter(**counter)));
     let reasons: Vec<_> = reasons
         .into_iter()
-        .map(|counter| format!("{} {}", quantity::count(report.counter(*counter)), counter.text()))
+        .map(|counter| {
+            format!(
+                "{} {}",
+                quantity::count(report.counter(*counter)),
+                counter.text()
+            )
+        })
         .collect();
     let mut line = Line::default();
     line.push(Look::Alarm, verdict);
@@ -279,8 +321,14 @@ pub(super) fn nothing_held(report: &Report) -> String {
     let totals = &report.totals;
     match (totals.alloc_blocks, totals.live_blocks()) {
         (0, _) => "no allocation seen yet".to_owned(),
-        (blocks, 0) => format!("nothing held: all {} blocks were freed", quantity::count(blocks)),
-        (_, live) => format!("no site passes the filters ({} blocks held)", quantity::count(live)),
+        (blocks, 0) => format!(
+            "nothing held: all {} blocks were freed",
+            quantity::count(blocks)
+        ),
+        (_, live) => format!(
+            "no site passes the filters ({} blocks held)",
+            quantity::count(live)
+        ),
     }
 }
 
@@ -298,7 +346,10 @@ impl Columns {
         let roomy = columns >= ROOMY;
         let widest = |text: fn(&Site) -> String, least: usize| {
             let least = if roomy { least } else { 0 };
-            sites.iter().map(|site| width(&text(site))).fold(least, usize::max)
+            sites
+                .iter()
+                .map(|site| width(&text(site)))
+                .fold(least, usize::max)
         };
         Self {
             roomy,

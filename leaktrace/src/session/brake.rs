@@ -50,7 +50,11 @@ fn seconds(period: &Period, pair_cost: Duration, own_system_rate: f64) -> f64 {
 /// Share of the target's CPU time that goes into probes, 0 to 1.
 #[must_use]
 pub fn share(cost: f64, cpu: Duration) -> f64 {
-    if cost <= 0.0 { 0.0 } else { cost / cost.max(cpu.as_secs_f64()) }
+    if cost <= 0.0 {
+        0.0
+    } else {
+        cost / cost.max(cpu.as_secs_f64())
+    }
 }
 
 /// The estimate made before attaching.
@@ -58,7 +62,7 @@ pub fn share(cost: f64, cpu: Duration) -> f64 {
 pub struct Estimate {
     /// Allocations per second.
     pub alloc_rate: f64,
-    /// CPUs that the target uses.
+    /// CPUs that the target uses, the counting included.
     pub cpus: f64,
     /// Share of the target's CPU time that tracing would take, 0 to 1.
     pub share: f64,
@@ -78,7 +82,7 @@ impl Estimate {
         let wall = wall.as_secs_f64().max(1e-6);
         Self {
             alloc_rate: pairs / wall,
-            cpus: own / wall,
+            cpus: cpu.as_secs_f64() / wall,
             share: if cost > 0.0 { cost / (cost + own) } else { 0.0 },
             cost_cpus: cost / wall,
         }
@@ -130,7 +134,9 @@ impl CostWatch {
         let cost = seconds(period, self.pair_cost, self.own_system_rate);
         self.total_cost += cost;
         self.total_cpu += period.cpu;
-        let Brake::Limit(limit) = self.brake else { return None };
+        let Brake::Limit(limit) = self.brake else {
+            return None;
+        };
         let negligible = cost <= NEGLIGIBLE * period.wall.as_secs_f64();
         if negligible || share(cost, period.cpu) <= limit {
             self.over_for = Duration::ZERO;
@@ -217,7 +223,10 @@ mod tests {
         assert!((by_system - 0.2).abs() < 1e-9, "{by_system}");
         // The target's own system calls are not the probes' cost.
         let busy_elsewhere = seconds(&period(100, 250, 240), PAIR, 0.0);
-        assert!(busy_elsewhere <= 100.0 * 1500e-9 * DEAREST, "{busy_elsewhere}");
+        assert!(
+            busy_elsewhere <= 100.0 * 1500e-9 * DEAREST,
+            "{busy_elsewhere}"
+        );
         let usual = seconds(&period(50_000, 250, 200), PAIR, 0.8);
         assert!((usual - 0.075).abs() < 1e-9, "{usual}");
     }

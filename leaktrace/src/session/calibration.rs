@@ -43,14 +43,23 @@ pub fn calibrate(
     let mappings = mapping::read_mappings(&own).context("reading leaktrace's own mappings")?;
     let (files, _) = mapped_file::open_executable_files(&own, &mappings);
     let plan = Plan::of(&files, ability)?;
-    let preferred =
-        if features.has(Feature::UprobeMulti) { LinkKind::Multi } else { LinkKind::Perf };
+    let preferred = if features.has(Feature::UprobeMulti) {
+        LinkKind::Multi
+    } else {
+        LinkKind::Perf
+    };
     if plan.files.is_empty() {
-        return Ok(Calibration { link_kind: preferred, pair_cost: TYPICAL_PAIR });
+        return Ok(Calibration {
+            link_kind: preferred,
+            pair_cost: TYPICAL_PAIR,
+        });
     }
     for link_kind in [preferred, LinkKind::Perf] {
         if let Some(pair_cost) = measure(source, features, &plan, link_kind, program)? {
-            return Ok(Calibration { link_kind, pair_cost });
+            return Ok(Calibration {
+                link_kind,
+                pair_cost,
+            });
         }
     }
     anyhow::bail!(
@@ -67,7 +76,11 @@ fn measure(
     link_kind: LinkKind,
     program: Program,
 ) -> Result<Option<Duration>> {
-    let limits = Limits { max_blocks: 4096, max_stacks: 256, max_threads: 256 };
+    let limits = Limits {
+        max_blocks: 4096,
+        max_stacks: 256,
+        max_threads: 256,
+    };
     let mut tracer = Tracer::load(source, &limits, features)?;
     let maps = tracer.maps();
     let without = rounds();

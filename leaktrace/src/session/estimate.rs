@@ -33,7 +33,12 @@ impl Tally {
     ) -> Result<Self> {
         let attachment = tracer.attach(kind, &plan.files, Program::Tally, scope)?;
         let calls = tracer.maps().tally()?;
-        Ok(Self { attachment, started: Instant::now(), cpu: clock.read()?, calls })
+        Ok(Self {
+            attachment,
+            started: Instant::now(),
+            cpu: clock.read()?,
+            calls,
+        })
     }
 
     /// Waits for the rest of the time, takes the probes out and says what

@@ -36,14 +36,19 @@ pub fn refusal(process: &ProcessInfo, estimate: &Estimate, limit: f64) -> String
          --duration 10s",
         process.name,
         quantity::rate(estimate.alloc_rate),
-        quantity::percent_whole(estimate.share),
+        quantity::percent(estimate.share),
         quantity::percent_whole(limit),
         process.pid,
     )
 }
 
 /// `attached to 4242 (orderd): 14 functions in libc.so.6 (-v lists them), …`
-pub fn attached(process: &ProcessInfo, functions: usize, files: &str, time: &jiff::Zoned) -> String {
+pub fn attached(
+    process: &ProcessInfo,
+    functions: usize,
+    files: &str,
+    time: &jiff::Zoned,
+) -> String {
     format!(
         "attached to {} ({}): {functions} functions in {files} (-v lists them), {}",
         process.pid,
@@ -65,7 +70,10 @@ pub fn unexplained(memory: &MemorySample) -> Option<String> {
 pub fn how_to_end(directory: Option<&Path>) -> String {
     match directory {
         Some(directory) => {
-            format!("Ctrl-C detaches and writes the report to {}/", directory.display())
+            format!(
+                "Ctrl-C detaches and writes the report to {}/",
+                directory.display()
+            )
         }
         None => "Ctrl-C detaches and reports".to_owned(),
     }

@@ -68,6 +68,40 @@ pub struct TraceOptions {
     pub empty_programs: bool,
 }
 
+impl TraceOptions {
+    /// What shapes the report, by the options' names.
+    fn describe(&self) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        let mut say = |name: &str, value: Option<String>| {
+            if let Some(value) = value {
+                all.push((name.to_owned(), value));
+            }
+        };
+        let seconds = |duration: Duration| format!("{}s", duration.as_secs_f64());
+        say("duration", self.duration.map(seconds));
+        say(
+            "min-size",
+            (self.sizes.0 > 0).then(|| self.sizes.0.to_string()),
+        );
+        say(
+            "max-size",
+            (self.sizes.1 < u64::MAX).then(|| self.sizes.1.to_string()),
+        );
+        say("min-age", self.ages.min.map(seconds));
+        say("max-age", self.ages.max.map(seconds));
+        say("max-blocks", Some(self.limits.max_blocks.to_string()));
+        say("max-stacks", Some(self.limits.max_stacks.to_string()));
+        say(
+            "max-overhead",
+            Some(match self.brake {
+                Brake::Off => "off".to_owned(),
+                Brake::Limit(limit) => format!("{}%", limit * 100.0),
+            }),
+        );
+        all
+    }
+}
+
 /// A command to be started and traced.
 #[derive(Clone, Debug)]
 pub struct Launch {

@@ -35,8 +35,9 @@ impl Plan {
     pub fn of(files: &[Arc<MappedFile>], ability: KernelAbility) -> Result<Self> {
         let mut plan = Self::default();
         for file in files {
-            plan.add(file, ability)
-                .with_context(|| format!("looking for an allocator in {}", file.path().display()))?;
+            plan.add(file, ability).with_context(|| {
+                format!("looking for an allocator in {}", file.path().display())
+            })?;
         }
         Ok(plan)
     }
@@ -45,7 +46,8 @@ impl Plan {
         let bytes = match file.map() {
             Ok(bytes) => bytes,
             Err(error) => {
-                self.problems.push(format!("{} can't be read: {error}", file.path().display()));
+                self.problems
+                    .push(format!("{} can't be read: {error}", file.path().display()));
                 return Ok(());
             }
         };
@@ -60,11 +62,16 @@ impl Plan {
         self.watched.push(WatchedFileInfo {
             path: file.path().to_owned(),
             build_id: watched.build_id.clone(),
-            functions: watched.functions.iter().map(|function| function.names.join("/")).collect(),
+            functions: watched
+                .functions
+                .iter()
+                .map(|function| function.names.join("/"))
+                .collect(),
         });
         for function in &watched.functions {
             let site = function.sites.first();
-            self.explanations.extend(site.map(|site| function.explain(&name, site)));
+            self.explanations
+                .extend(site.map(|site| function.explain(&name, site)));
         }
         for refused in &watched.refused {
             self.problems.push(format!(
@@ -98,18 +105,26 @@ impl Plan {
 }
 
 fn file_name(file: &MappedFile) -> String {
-    file.path()
-        .file_name()
-        .map_or_else(|| file.path().display().to_string(), |name| name.to_string_lossy().into_owned())
+    file.path().file_name().map_or_else(
+        || file.path().display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 fn probe(function: &WatchedFunction) -> PlannedProbe {
-    let sites: Vec<u64> =
-        function.sites.iter().map(|site| function.file_offset + u64::from(site.offset)).collect();
+    let sites: Vec<u64> = function
+        .sites
+        .iter()
+        .map(|site| function.file_offset + u64::from(site.offset))
+        .collect();
     PlannedProbe {
         function: function.names.join("/"),
         cookie: function.signature.to_cookie(),
-        return_sites: if function.returns { sites.clone() } else { Vec::new() },
+        return_sites: if function.returns {
+            sites.clone()
+        } else {
+            Vec::new()
+        },
         entry_sites: sites,
     }
 }

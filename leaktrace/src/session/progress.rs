@@ -44,7 +44,11 @@ impl Progress {
                 }
             })
             .ok();
-        Self { phase, stop: Some(stop), thread }
+        Self {
+            phase,
+            stop: Some(stop),
+            thread,
+        }
     }
 
     /// Goes on with another phase.

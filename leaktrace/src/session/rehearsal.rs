@@ -22,13 +22,32 @@ fn strict_filter() -> [libc::sock_filter; 7] {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const EQUALS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let allowed = [libc::SYS_read, libc::SYS_write, libc::SYS_exit_group, libc::SYS_rt_sigreturn];
-    let mut filter = [libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: 0 }; 7];
-    filter[0] = libc::sock_filter { code: LOAD, jt: 0, jf: 0, k: 0 };
+    let allowed = [
+        libc::SYS_read,
+        libc::SYS_write,
+        libc::SYS_exit_group,
+        libc::SYS_rt_sigreturn,
+    ];
+    let mut filter = [libc::sock_filter {
+        code: RETURN,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    }; 7];
+    filter[0] = libc::sock_filter {
+        code: LOAD,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
     for (index, number) in allowed.into_iter().enumerate() {
         let to_allow = (allowed.len() - index) as u8;
-        filter[index + 1] =
-            libc::sock_filter { code: EQUALS, jt: to_allow, jf: 0, k: number as u32 };
+        filter[index + 1] = libc::sock_filter {
+            code: EQUALS,
+            jt: to_allow,
+            jf: 0,
+            k: number as u32,
+        };
     }
     filter[5].k = libc::SECCOMP_RET_KILL_PROCESS;
     filter[6].k = libc::SECCOMP_RET_ALLOW;
@@ -52,11 +71,19 @@ pub fn under_seccomp(
     if plan.files.is_empty() {
         bail!("the process is under seccomp, and whether that stands return probes can't be tried");
     }
-    let limits = Limits { max_blocks: 1024, max_stacks: 64, max_threads: 64 };
+    let limits = Limits {
+        max_blocks: 1024,
+        max_stacks: 64,
+        max_threads: 64,
+    };
     let mut tracer = Tracer::load(source, &limits, features)?;
     let mut child = FilteredChild::start()?;
-    let attachment =
-        tracer.attach(kind, &plan.files, Program::Empty, Scope::Process(child.pid as u32))?;
+    let attachment = tracer.attach(
+        kind,
+        &plan.files,
+        Program::Empty,
+        Scope::Process(child.pid as u32),
+    )?;
     let survived = child.allocate();
     attachment.detach(|_, _| {});
     if !survived {
@@ -79,13 +106,15 @@ struct FilteredChild {
 impl FilteredChild {
     fn start() -> Result<Self> {
         let (go_read, go_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let (answer_read, answer_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let (answer_read, answer_write) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let filter = strict_filter();
         // SAFETY: the child calls only async-signal-safe functions and malloc,
         // which glibc keeps usable after fork.
         let pid = unsafe { libc::fork() };
         if pid < 0 {
-            return Err(std::io::Error::last_os_error()).context("making a child to try seccomp on");
+            return Err(std::io::Error::last_os_error())
+                .context("making a child to try seccomp on");
         }
         if pid == 0 {
             let (go, answer) = (raw(&go_read), raw(&answer_write));
@@ -93,8 +122,11 @@ impl FilteredChild {
             unsafe { child(go, answer, &filter) }
         }
         drop((go_read, answer_write));
-        let mut child =
-            Self { pid, go: go_write.into(), answer: answer_read.into() };
+        let mut child = Self {
+            pid,
+            go: go_write.into(),
+            answer: answer_read.into(),
+        };
         // It says when the filter is in.
         if !child.answers() {
             bail!("a child to try seccomp on could not install its filter");
@@ -134,10 +166,16 @@ unsafe fn child(go: i32, answer: i32, filter: &[libc::sock_filter]) -> ! {
     unsafe {
         // The allocator's own memory, before system calls are forbidden.
         libc::free(std::hint::black_box(libc::malloc(64)));
-        let program =
-            libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_ptr().cast_mut(),
+        };
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
-            || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) != 0
+            || libc::prctl(
+                libc::PR_SET_SECCOMP,
+                libc::SECCOMP_MODE_FILTER,
+                &raw const program,
+            ) != 0
         {
             libc::_exit(1);
         }

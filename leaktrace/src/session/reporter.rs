@@ -17,12 +17,13 @@ use crate::{
     aggregate::{Aggregator, Selection},
     bpf::Maps,
     model::{Edge, MemorySample, ProcessInfo, Report, TraceInfo},
-    output::{Outputs, screen::Screen},
+    output::{Outputs, screen::Screen, terminal::Terminal},
     report::{
         export::ExportOptions,
         table::{self, TableOptions},
     },
-    target::Process,
+    symbolize::Symbolizer,
+    target::{Process, mapped_file, mapping},
 };
 
 /// What reports have in common.
@@ -64,7 +65,7 @@ pub struct Workshop {
     pub maps: Arc<Maps>,
     pub process: Arc<Process>,
     pub outputs: Outputs,
-    pub screen: Option<Screen>,
+    pub screen: Option<(Arc<Screen>, Terminal)>,
     pub options: TraceOptions,
 }
 
@@ -99,8 +100,15 @@ impl Reporter {
     ///
     /// # Errors
     /// When the reporter broke down.
-    pub fn finish(self, snapshot: Snapshot, disabled: Edge, notes: Vec<String>) -> Result<Finished> {
-        let _ = self.jobs.send(Job::Finish(Box::new(snapshot), disabled, notes));
+    pub fn finish(
+        self,
+        snapshot: Snapshot,
+        disabled: Edge,
+        notes: Vec<String>,
+    ) -> Result<Finished> {
+        let _ = self
+            .jobs
+            .send(Job::Finish(Box::new(snapshot), disabled, notes));
         drop(self.jobs);
         match self.thread.join() {
             Ok(Some(finished)) => Ok(finished),
@@ -126,7 +134,11 @@ impl Workshop {
                     self.common.notes.extend(notes);
                     let report = self.report(*snapshot, None);
                     let (written, failures) = self.write(&report);
-                    return Some(Finished { report, written, failures });
+                    return Some(Finished {
+                        report,
+                        written,
+                        failures,
+                    });
                 }
             }
         }
@@ -135,21 +147,25 @@ impl Workshop {
 
     fn learn(&mut self, snapshot: &Snapshot) {
         let process = Arc::clone(&self.process);
-        let result = self.aggregator.learn_stacks(&self.maps, &snapshot.sums, &mut |symbolizer| {
-            symbolizer.refresh(&process);
-        });
+        let result = self
+            .aggregator
+            .learn_stacks(&self.maps, &snapshot.sums, &mut |symbolizer| {
+                refresh(symbolizer, &process);
+            });
         if let Err(error) = result {
-            self.common.notes.push(format!("Some stacks could not be read: {error:#}."));
+            self.common
+                .notes
+                .push(format!("Some stacks could not be read: {error:#}."));
         }
     }
 
     fn table(&mut self, snapshot: Snapshot) {
         let top = self.options.top;
         let report = self.report(snapshot, Some(top));
-        if let Some(screen) = &self.screen {
+        if let Some((screen, terminal)) = &self.screen {
             let options = TableOptions {
-                width: screen.width(),
-                colour: screen.colour(),
+                width: terminal.columns,
+                colour: terminal.colour,
                 stacks: self.options.stacks,
                 top,
             };
@@ -165,9 +181,11 @@ impl Workshop {
             growing: self.options.top,
             elapsed: snapshot.elapsed,
         };
-        let sites = self.aggregator.sites(&snapshot.sums, snapshot.ages.as_ref(), &selection);
+        let sites = self
+            .aggregator
+            .sites(&snapshot.sums, snapshot.ages.as_ref(), &selection);
         let mut notes = self.common.notes.clone();
-        notes.extend(self.aggregator.symbolizer().notes());
+        notes.extend_from_slice(self.aggregator.symbolizer().notes());
         Report {
             process: self.common.process.clone(),
             trace: self.common.trace.clone(),
@@ -191,7 +209,10 @@ impl Workshop {
 
     /// Files that were written and sentences about those that were not.
     fn write(&mut self, report: &Report) -> (Vec<PathBuf>, Vec<String>) {
-        let options = ExportOptions { weight: self.options.weight, top: self.options.top };
+        let options = ExportOptions {
+            weight: self.options.weight,
+            top: self.options.top,
+        };
         let (mut written, mut failures) = (Vec::new(), Vec::new());
         for output in self.outputs.write(report, &options) {
             match output.result {
@@ -201,4 +222,17 @@ impl Workshop {
         }
         (written, failures)
     }
+}
+
+/// Tells the symbolizer what the process maps now; a process that is gone maps
+/// nothing new.
+pub fn refresh(symbolizer: &mut Symbolizer, process: &Process) {
+    let Ok(mappings) = mapping::read_mappings(process) else {
+        return;
+    };
+    if mappings.is_empty() {
+        return;
+    }
+    let (files, _) = mapped_file::open_executable_files(process, &mappings);
+    symbolizer.update(&mappings, &files);
 }

@@ -66,8 +66,8 @@ fn forward(sender: &UnboundedSender<Request>, number: i32, request: Request) -> 
     use std::sync::atomic::{AtomicBool, Ordering};
     static ENDING_ALREADY: AtomicBool = AtomicBool::new(false);
 
-    let mut signals =
-        signal(SignalKind::from_raw(number)).with_context(|| format!("handling signal {number}"))?;
+    let mut signals = signal(SignalKind::from_raw(number))
+        .with_context(|| format!("handling signal {number}"))?;
     let sender = sender.clone();
     tokio::spawn(async move {
         while signals.recv().await.is_some() {

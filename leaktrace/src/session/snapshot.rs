@@ -45,7 +45,10 @@ pub struct AllocRate {
 impl AllocRate {
     /// Counts from now.
     pub fn new() -> Self {
-        Self { calls: 0, since: Instant::now() }
+        Self {
+            calls: 0,
+            since: Instant::now(),
+        }
     }
 
     /// The rate since the last call of this.
@@ -53,7 +56,10 @@ impl AllocRate {
         let calls = counters.events[Counter::AllocCalls as usize];
         let seconds = self.since.elapsed().as_secs_f64();
         let rate = calls.saturating_sub(self.calls) as f64 / seconds.max(1e-3);
-        *self = Self { calls, since: Instant::now() };
+        *self = Self {
+            calls,
+            since: Instant::now(),
+        };
         rate
     }
 }

@@ -1,12 +1,9 @@
 //! Everything between the command line and the first event that counts.
 
-use std::{
-    sync::{Arc, atomic::{AtomicBool, Ordering}},
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
-use leaktrace_common::counter::Counter;
+use rustix::stdio;
 
 use super::{
     Launch, TraceOptions,
@@ -17,7 +14,7 @@ use super::{
     plan::Plan,
     progress::Progress,
     rehearsal,
-    reporter::{Common, Finished, Reporter, Workshop},
+    reporter::{Common, Finished, Reporter, Workshop, refresh},
     signals,
     watch::{Watch, find_trampoline},
 };
@@ -28,12 +25,15 @@ use crate::{
     exit::Outcome,
     host::priority,
     model::{EndReason, TraceInfo},
-    output::{Outputs, directory::Directory, owner::Owner, screen::Screen, stream},
+    output::{
+        Outputs, directory::Directory, owner::Owner, screen::Screen, stream, terminal::Terminal,
+    },
     probe_site::{KernelAbility, NopAbility},
     report::{summary, summary::SummaryOptions},
-    symbolize::Symbolizer,
+    symbolize::{self, Symbolizer},
     target::{
-        Process, TargetError, available, cpu::CpuClock, mapped_file, mapping, memory,
+        Process, TargetError, available, cpu::CpuClock, error::FileList, mapped_file, mapping,
+        memory,
     },
 };
 
@@ -43,28 +43,41 @@ pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
     let _guard = runtime.enter();
     let mut signals = signals::listen()?;
     let progress = Progress::start("looking at the process");
-    priority::step_back();
+    // Best effort: nothing depends on it.
+    let _ = priority::give_way();
     let features = Features::from_environment();
     check_memory(&options, &features)?;
     let ability = ability(&features, &process);
     let mut notes = Vec::new();
     let plan = plan_for(&process, ability, &mut notes)?;
     if options.verbose {
-        plan.explanations.iter().chain(&plan.problems).for_each(|line| eprintln!("{line}"));
+        plan.explanations
+            .iter()
+            .chain(&plan.problems)
+            .for_each(|line| eprintln!("{line}"));
     }
     notes.extend(plan.problems.iter().cloned());
 
     progress.phase("loading the BPF programs");
     let mut tracer = Tracer::load(&options.object, &options.limits, &features)?;
-    let program = if options.empty_programs { Program::Empty } else { Program::Trace };
+    let program = if options.empty_programs {
+        Program::Empty
+    } else {
+        Program::Trace
+    };
     progress.phase("measuring what a probe costs");
-    let Calibration { link_kind, pair_cost } =
-        calibration::calibrate(&options.object, &features, ability, program)?;
+    let Calibration {
+        link_kind,
+        pair_cost,
+    } = calibration::calibrate(&options.object, &features, ability, program)?;
     if process.seccomp() != 0 {
         rehearsal::under_seccomp(&options.object, &features, ability, link_kind)?;
     }
-    let scope =
-        if process.main_thread_ended() { Scope::Everyone } else { Scope::Process(process.pid()) };
+    let scope = if process.main_thread_ended() {
+        Scope::Everyone
+    } else {
+        Scope::Process(process.pid())
+    };
     let clock = CpuClock::open(&process).context("reading the process's CPU time")?;
 
     let mut system_rate = 0.0;
@@ -73,7 +86,10 @@ pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
         let tally = Tally::start(&mut tracer, link_kind, &plan, scope, &clock)?;
         let (estimate, rate) = tally.finish(&tracer, &clock, pair_cost)?;
         system_rate = rate;
-        eprintln!("{}", messages::estimate(&process.info(), &estimate, options.brake));
+        eprintln!(
+            "{}",
+            messages::estimate(&process.info(), &estimate, options.brake)
+        );
         if options.estimate_only {
             return Ok(Outcome::Reported);
         }
@@ -87,7 +103,8 @@ pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
 
     progress.phase("attaching");
     let maps = tracer.maps();
-    maps.control().set_target(process.pid(), scope == Scope::Everyone);
+    maps.control()
+        .set_target(process.pid(), scope == Scope::Everyone);
     maps.control().set_sizes(options.sizes.0, options.sizes.1);
     find_trampoline(&maps, &process);
     tracer.attach_thread_events()?;
@@ -100,15 +117,23 @@ pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
 
     let process = Arc::new(process);
     let outputs = outputs(&options, &process, &started);
-    let screen = screen(&options, &outputs);
+    let screen = screen(&options, &outputs)?;
     eprintln!(
         "{}",
-        messages::attached(&process.info(), plan.function_count(), &plan.file_names(), &started)
+        messages::attached(
+            &process.info(),
+            plan.function_count(),
+            &plan.file_names(),
+            &started
+        )
     );
     if let Some(line) = messages::unexplained(&memory_at_start) {
         eprintln!("{line}");
     }
-    eprintln!("{}", messages::how_to_end(outputs.directory().map(Directory::path)));
+    eprintln!(
+        "{}",
+        messages::how_to_end(outputs.directory().map(Directory::path))
+    );
 
     let trace = TraceInfo {
         started,
@@ -120,14 +145,22 @@ pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
         sort: options.sort,
         pair_cost: Some(pair_cost),
     };
-    let closed = screen.as_ref().map(Screen::closed_flag);
+    let (screen, terminal) = screen.unzip();
+    let screen = screen.map(Arc::new);
+    let mut symbolizer = symbolizer(&process);
+    refresh(&mut symbolizer, &process);
     let reporter = Reporter::start(Workshop {
-        common: Common { process: process.info(), trace, memory_at_start, notes },
-        aggregator: Aggregator::new(Symbolizer::of(&process)),
+        common: Common {
+            process: process.info(),
+            trace,
+            memory_at_start,
+            notes,
+        },
+        aggregator: Aggregator::new(symbolizer),
         maps: Arc::clone(&maps),
         process: Arc::clone(&process),
         outputs,
-        screen,
+        screen: screen.clone().zip(terminal),
         options: options.clone(),
     })?;
     let watch = Watch {
@@ -137,15 +170,13 @@ pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
         plan,
         process,
         options: options.clone(),
-        enabled,
         started: started_at,
         cost: CostWatch::new(options.brake, pair_cost, system_rate),
         clock: Some(clock),
         memory: memory_at_start,
         expected_execs: 0,
     };
-    let is_closed = || closed.as_ref().is_some_and(|flag: &Arc<AtomicBool>| flag.load(Ordering::Relaxed));
-    let finished = runtime.block_on(watch.run(reporter, &mut signals, is_closed))?;
+    let finished = runtime.block_on(watch.run(reporter, &mut signals, screen.as_deref()))?;
     conclude(finished, &options)
 }
 
@@ -168,7 +199,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// Refuses maps that could take more than half of the memory that is there.
 fn check_memory(options: &TraceOptions, features: &Features) -> Result<()> {
     let needed = options.limits.memory_when_full(features);
-    let Ok(available) = available::available_memory() else { return Ok(()) };
+    let Ok(available) = available::available_memory() else {
+        return Ok(());
+    };
     if needed > available / 2 {
         let fitting = options.limits.fitting_blocks(available / 2, features);
         bail!(
@@ -178,7 +211,10 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<()> {
             crate::report::quantity::bytes(available),
         );
     }
-    eprintln!("{}", messages::map_memory(needed, options.limits.max_blocks));
+    eprintln!(
+        "{}",
+        messages::map_memory(needed, options.limits.max_blocks)
+    );
     Ok(())
 }
 
@@ -201,9 +237,21 @@ fn plan_for(process: &Process, ability: KernelAbility, notes: &mut Vec<String>) 
     let plan = Plan::of(&files, ability)?;
     if plan.files.is_empty() {
         let mapped = files.iter().map(|file| file.path().to_owned()).collect();
-        return Err(TargetError::no_allocator(process, mapped).into());
+        return Err(TargetError::NoAllocator {
+            pid: process.pid(),
+            name: process.name().to_owned(),
+            maps: FileList(mapped),
+        }
+        .into());
     }
     Ok(plan)
+}
+
+/// Separate debug files are looked for in the target's root as well.
+fn symbolizer(process: &Process) -> Symbolizer {
+    let mut options = symbolize::Options::new(allocator::is_allocation_wrapper);
+    options.target_root = Some(format!("/proc/{}/root", process.pid()).into());
+    Symbolizer::new(options)
 }
 
 fn outputs(options: &TraceOptions, process: &Process, started: &jiff::Zoned) -> Outputs {
@@ -215,15 +263,29 @@ fn outputs(options: &TraceOptions, process: &Process, started: &jiff::Zoned) -> 
         return Outputs::none();
     }
     let here = std::path::Path::new("");
-    Outputs::in_directory(Directory::of_process(here, process.name(), process.pid(), started), owner)
+    Outputs::in_directory(
+        Directory::of_process(here, process.name(), process.pid(), started),
+        owner,
+    )
 }
 
 /// Where tables go; none with `-q`.
-fn screen(options: &TraceOptions, outputs: &Outputs) -> Option<Screen> {
+fn screen(options: &TraceOptions, outputs: &Outputs) -> Result<Option<(Screen, Terminal)>> {
     if options.quiet {
-        return None;
+        return Ok(None);
     }
-    Some(if outputs.use_stdout() { Screen::stderr() } else { Screen::stdout() })
+    let screen = if outputs.use_stdout() {
+        (
+            Screen::start(stdio::stderr()),
+            Terminal::of(stdio::stderr()),
+        )
+    } else {
+        (
+            Screen::start(stdio::stdout()),
+            Terminal::of(stdio::stdout()),
+        )
+    };
+    Ok(Some((screen.0.context("opening the screen")?, screen.1)))
 }
 
 /// Prints the last report.
@@ -232,24 +294,25 @@ fn conclude(finished: Finished, options: &TraceOptions) -> Result<Outcome> {
         .outputs
         .iter()
         .any(|output| output.target == crate::output::destination::Target::Stdout);
+    let (out, terminal) = if to_stderr {
+        (stdio::stderr(), Terminal::of(stdio::stderr()))
+    } else {
+        (stdio::stdout(), Terminal::of(stdio::stdout()))
+    };
+    let width = terminal.is_terminal.then_some(terminal.columns);
     let text = summary::render(
         &finished.report,
-        &SummaryOptions { width: None, colour: false, top: options.top },
-    );
-    let text = text + &summary::closing(&finished.written);
-    let result = if to_stderr {
-        stream::write_all(rustix::stdio::stderr(), text.as_bytes())
-    } else {
-        stream::write_all(rustix::stdio::stdout(), text.as_bytes())
-    };
+        &SummaryOptions {
+            width,
+            colour: terminal.colour,
+            top: options.top,
+        },
+    ) + &summary::closing(&finished.written);
     // A reader that is gone has had enough.
-    let _ = result;
+    let _ = stream::write_all(out, text.as_bytes());
     for failure in &finished.failures {
         eprintln!("leaktrace: {failure}");
     }
-    let _ = Counter::AllocCalls;
-    let _ = Duration::ZERO;
-    let _ = allocator::is_allocation_wrapper;
     Ok(match finished.report.end {
         Some(EndReason::Overhead { .. }) => Outcome::Refused,
         _ if !finished.failures.is_empty() => Outcome::Failed,

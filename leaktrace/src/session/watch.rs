@@ -23,7 +23,8 @@ use super::{
 };
 use crate::{
     bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
-    model::{Edge, EndReason, MemorySample},
+    model::{EndReason, MemorySample},
+    output::screen::Screen,
     target::{
         Process,
         cpu::{CpuClock, CpuTime},
@@ -44,7 +45,6 @@ pub struct Watch {
     pub plan: Plan,
     pub process: Arc<Process>,
     pub options: TraceOptions,
-    pub enabled: Edge,
     pub started: Instant,
     pub cost: CostWatch,
     pub clock: Option<CpuClock>,
@@ -72,11 +72,13 @@ impl Watch {
         mut self,
         reporter: Reporter,
         signals: &mut Signals,
-        screen_closed: impl Fn() -> bool,
+        screen: Option<&Screen>,
     ) -> Result<Finished> {
         let maps = self.tracer.maps();
         let mut rate = AllocRate::new();
-        let end = self.wait(&maps, &reporter, signals, &screen_closed, &mut rate).await;
+        let end = self
+            .wait(&maps, &reporter, signals, screen, &mut rate)
+            .await;
         self.finish(&maps, reporter, end)
     }
 
@@ -85,12 +87,17 @@ impl Watch {
         maps: &Maps,
         reporter: &Reporter,
         signals: &mut Signals,
-        screen_closed: &impl Fn() -> bool,
+        screen: Option<&Screen>,
         rate: &mut AllocRate,
     ) -> Result<EndReason> {
-        let process = Arc::clone(&self.process);
-        let exit = AsyncFd::new(process.pidfd())?;
-        let deadline = self.options.duration.map(|duration| self.started + duration);
+        // An own descriptor, so that it lives as long as the registration.
+        let pidfd = self.process.pidfd().try_clone_to_owned()?;
+        // SAFETY: the registration owns it.
+        let exit = unsafe { AsyncFd::register(pidfd) }?;
+        let deadline = self
+            .options
+            .duration
+            .map(|duration| self.started + duration);
         let mut table = interval(self.options.interval);
         table.set_missed_tick_behavior(MissedTickBehavior::Skip);
         table.reset();
@@ -106,6 +113,14 @@ impl Watch {
                     None => std::future::pending().await,
                 }
             };
+            let closed = async {
+                match screen {
+                    Some(screen) => {
+                        screen.ended().await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 request = signals.next() => match request {
@@ -113,13 +128,11 @@ impl Watch {
                     Request::Write => reporter.write(self.snapshot(maps, rate, true)?),
                 },
                 _ = exit.readable() => return Ok(EndReason::TargetExit),
+                () = closed => return Ok(EndReason::OutputClosed),
                 () = at_deadline => return Ok(EndReason::Duration),
                 _ = check.tick() => {
                     if let Some(end) = self.check(maps, &mut seen)? {
                         return Ok(end);
-                    }
-                    if screen_closed() {
-                        return Ok(EndReason::OutputClosed);
                     }
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
@@ -161,7 +174,9 @@ impl Watch {
         };
         *seen = now;
         if let Some(cost) = self.cost.observe(&period) {
-            let Brake::Limit(limit) = self.options.brake else { return Ok(None) };
+            let Brake::Limit(limit) = self.options.brake else {
+                return Ok(None);
+            };
             return Ok(Some(EndReason::Overhead { cost, limit }));
         }
         if seen.execs > self.expected_execs {
@@ -180,9 +195,16 @@ impl Watch {
         {
             return Ok(());
         }
-        self.tracer.maps().control().set_target(self.process.pid(), true);
-        let unbound =
-            self.tracer.attach(LinkKind::Perf, &self.plan.files, self.program, Scope::Everyone)?;
+        self.tracer
+            .maps()
+            .control()
+            .set_target(self.process.pid(), true);
+        let unbound = self.tracer.attach(
+            LinkKind::Perf,
+            &self.plan.files,
+            self.program,
+            Scope::Everyone,
+        )?;
         let bound = std::mem::replace(&mut self.attachment, unbound);
         std::thread::spawn(move || bound.detach(|_, _| {}));
         Ok(())
@@ -242,7 +264,8 @@ impl Watch {
         let disabled = maps.control().enable(false);
         let elapsed = self.started.elapsed();
         let progress = Progress::start("taking the probes out");
-        self.attachment.detach(|closed, all| {
+        let attachment = self.attachment.take();
+        attachment.detach(|closed, all| {
             progress.phase(format!("taking the probes out: {closed} of {all}"));
         });
         let end = end?;
@@ -271,8 +294,13 @@ impl Watch {
 /// Tells the programs where the kernel mapped its trampoline, when it is not at
 /// the usual place.
 pub fn find_trampoline(maps: &Maps, process: &Process) {
-    let Ok(mappings) = mapping::read_mappings(process) else { return };
-    if let Some(mapping) = mappings.iter().find(|mapping| mapping.is_special("[uprobes]")) {
+    let Ok(mappings) = mapping::read_mappings(process) else {
+        return;
+    };
+    if let Some(mapping) = mappings
+        .iter()
+        .find(|mapping| mapping.is_special("[uprobes]"))
+    {
         maps.control().set_trampoline(mapping.start);
     }
 }

@@ -1,0 +1,97 @@
+//! Names as people wrote them.
+
+use std::fmt::{self, Write};
+
+use cpp_demangle::{BorrowedSymbol, DemangleOptions};
+
+/// Longest name that is kept, bytes. Templates and hostile files can make names
+/// of any length.
+const LONGEST_NAME: usize = 4096;
+
+/// The demangled form of a C++ or Rust name (Rust's without its hash), or the
+/// name itself.
+#[must_use]
+pub fn demangle(name: &str) -> String {
+    let mut text = Bounded::default();
+    // Rust first: its old scheme is valid as C++'s.
+    if let Ok(rust) = rustc_demangle::try_demangle(name) {
+        if write!(text, "{rust:#}").is_ok() {
+            return text.0;
+        }
+    } else if name.starts_with("_Z")
+        && let Ok((symbol, tail)) = BorrowedSymbol::with_tail(name.as_bytes())
+        && symbol
+            .structured_demangle(&mut text, &DemangleOptions::new())
+            .is_ok()
+    {
+        // What follows tells parts of a function apart (`.cold`, `.part.0`).
+        if write!(text, "{}", String::from_utf8_lossy(tail)).is_ok() {
+            return text.0;
+        }
+    }
+    shorten(name).to_owned()
+}
+
+/// As much of a text as is kept.
+pub fn shorten(text: &str) -> &str {
+    &text[..text.floor_char_boundary(LONGEST_NAME)]
+}
+
+/// A text that refuses to grow beyond [`LONGEST_NAME`].
+#[derive(Default)]
+struct Bounded(String);
+
+impl Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.0.len() + text.len() > LONGEST_NAME {
+            return Err(fmt::Error);
+        }
+        self.0.push_str(text);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_each_language_are_as_in_the_source() {
+        for (mangled, plain) in [
+            ("malloc", "malloc"),
+            ("_ZN3app5Cache6insertEi", "app::Cache::insert(int)"),
+            ("_ZN3app5Cache6insertEi.cold", "app::Cache::insert(int)"),
+            ("_Znwm", "operator new(unsigned long)"),
+            (
+                "_ZN5alloc7raw_vec6finish17h0123456789abcdefE",
+                "alloc::raw_vec::finish",
+            ),
+            ("_RNvCs15kBYyAo9fc_7mycrate7example", "mycrate::example"),
+            ("_Zbroken", "_Zbroken"),
+            ("", ""),
+        ] {
+            assert!(
+                demangle(mangled).starts_with(plain),
+                "{mangled}: {}",
+                demangle(mangled)
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_that_expands_without_end_stays_mangled() {
+        // Each level doubles what the one before stands for.
+        let mut name = String::from("_Z1fI1aE");
+        for level in 0..40 {
+            let seq = if level == 0 {
+                "S_".to_owned()
+            } else {
+                format!("S{}_", level - 1)
+            };
+            name = format!("{name}St4pairI{seq}{seq}E");
+        }
+        assert!(demangle(&name).len() <= LONGEST_NAME);
+        let long = "é".repeat(LONGEST_NAME);
+        assert!(demangle(&long).len() <= LONGEST_NAME);
+    }
+}

@@ -1,0 +1,369 @@
+//! The files behind a process's executable mappings, opened while they can be
+//! and kept open: symbols are read and probes set through these descriptors,
+//! also when the file is deleted, replaced, or in another mount namespace.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use memmap2::Mmap;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use super::{
+    Process,
+    mapping::{Device, Mapping},
+};
+
+/// One opened file that a process maps for execution.
+#[derive(Debug)]
+pub struct MappedFile {
+    file: File,
+    path: PathBuf,
+    device: Device,
+    inode: u64,
+    deleted: bool,
+}
+
+/// A file that could not be opened: its code has no symbols and no probes.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot open {path}, which {pid} maps for execution: {source}; its symbols will be missing"
+)]
+pub struct OpenProblem {
+    /// The file, in the target's mount namespace.
+    pub path: PathBuf,
+    /// The process.
+    pub pid: u32,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl MappedFile {
+    /// The file, to be read at explicit offsets: its position is shared.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Its path in the target's mount namespace when it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path that leads leaktrace to exactly this file while `self` exists:
+    /// for the kernel's probes and for libraries that take paths.
+    #[must_use]
+    pub fn descriptor_path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
+
+    /// The device as `/proc/PID/maps` shows it.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The inode as `/proc/PID/maps` shows it.
+    #[must_use]
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Its path leads to another file now, or nowhere.
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        self.deleted
+    }
+
+    /// Whether this is the file behind a mapping.
+    #[must_use]
+    pub fn backs(&self, mapping: &Mapping) -> bool {
+        (self.device, self.inode) == (mapping.device, mapping.inode)
+    }
+
+    /// Maps the whole file for reading, as [`map_for_reading`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn map(&self) -> io::Result<Mmap> {
+        map_for_reading(&self.file)
+    }
+}
+
+/// Maps a whole file. Should somebody truncate the file while this exists,
+/// reading beyond its new end kills leaktrace with SIGBUS, so keep it for as long
+/// as it takes to parse the file and no longer. (Package managers and linkers
+/// replace files; only copying over one, which kills the processes that run it
+/// as well, truncates it.)
+///
+/// # Errors
+/// Those of `mmap`; `InvalidData` for an empty file.
+pub fn map_for_reading(file: &File) -> io::Result<Mmap> {
+    if file.metadata()?.len() == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the file is empty",
+        ));
+    }
+    // SAFETY: the map is read-only and private. Others may still change the
+    // file's bytes; readers treat them as hostile anyway, and see them only as
+    // bounds-checked slices of integers.
+    unsafe { Mmap::map(file) }
+}
+
+/// Opens every file that is mapped for execution, once, in order of address;
+/// together with those that could not be opened.
+#[must_use]
+pub fn open_executable_files(
+    process: &Process,
+    mappings: &[Mapping],
+) -> (Vec<Arc<MappedFile>>, Vec<OpenProblem>) {
+    let mut by_file: HashMap<(Device, u64), Vec<&Mapping>> = HashMap::new();
+    let mut order = Vec::new();
+    for mapping in mappings.iter().filter(|m| m.executable && m.is_file()) {
+        let same = by_file.entry((mapping.device, mapping.inode)).or_default();
+        if same.is_empty() {
+            order.push((mapping.device, mapping.inode));
+        }
+        same.push(mapping);
+    }
+    let (mut files, mut problems) = (Vec::new(), Vec::new());
+    for key in order {
+        let same = &by_file[&key];
+        match open(process, same) {
+            Ok(file) => files.push(Arc::new(MappedFile {
+                file,
+                path: same[0].path.clone(),
+                device: key.0,
+                inode: key.1,
+                deleted: same[0].deleted,
+            })),
+            Err(source) => problems.push(OpenProblem {
+                path: same[0].path.clone(),
+                pid: process.pid(),
+                source,
+            }),
+        }
+    }
+    (files, problems)
+}
+
+/// Opens the file behind some mappings. First through `map_files`, which leads
+/// to the mapped file itself whatever has become of its path, but needs
+/// `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`; then through the path as the
+/// target sees it, if the same file is still there.
+fn open(process: &Process, mappings: &[&Mapping]) -> io::Result<File> {
+    let mut first_error = None;
+    for mapping in mappings {
+        match open_map_file(process, mapping) {
+            Ok(file) => return Ok(file),
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
+    let first_error = first_error.unwrap_or_else(|| io::ErrorKind::NotFound.into());
+    match mappings.first() {
+        Some(mapping) if !mapping.deleted => {
+            open_by_path(process, mapping).map_err(|_| first_error)
+        }
+        _ => Err(first_error),
+    }
+}
+
+fn open_map_file(process: &Process, mapping: &Mapping) -> io::Result<File> {
+    // Only the top level has `map_files`, but there a thread's id works too.
+    let link = format!(
+        "/proc/{}/map_files/{:x}-{:x}",
+        process.thread()?,
+        mapping.start,
+        mapping.end
+    );
+    let found = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    reopen(&found, mapping, &File::from(found.try_clone()?).metadata()?)
+}
+
+fn open_by_path(process: &Process, mapping: &Mapping) -> io::Result<File> {
+    let root = rustix::fs::openat(
+        CWD,
+        process.directory()?.join("root"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    // Symbolic links must lead where they lead the target, not leaktrace.
+    let found = rustix::fs::openat2(
+        &root,
+        &mapping.path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )?;
+    let metadata = File::from(found.try_clone()?).metadata()?;
+    let same_device = device_of(&metadata) == mapping.device
+        // There `stat` and the mappings name different devices for one file.
+        || matches!(rustix::fs::fstatfs(&found)?.f_type, OVERLAYFS | BTRFS);
+    if !same_device || metadata.ino() != mapping.inode {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "another file is at its path now",
+        ));
+    }
+    reopen(&found, mapping, &metadata)
+}
+
+/// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
+const OVERLAYFS: rustix::fs::FsWord = 0x794c_7630;
+/// `BTRFS_SUPER_MAGIC` of `linux/magic.h`.
+const BTRFS: rustix::fs::FsWord = 0x9123_683e;
+
+fn device_of(metadata: &fs::Metadata) -> Device {
+    let device = metadata.dev();
+    Device {
+        major: rustix::fs::major(device),
+        minor: rustix::fs::minor(device),
+    }
+}
+
+/// Opens what a path descriptor leads to for reading, unless it is a device
+/// (opening one can have effects) or not the file that is mapped.
+fn reopen(found: &OwnedFd, mapping: &Mapping, metadata: &fs::Metadata) -> io::Result<File> {
+    if !metadata.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no regular file",
+        ));
+    }
+    if device_of(metadata) == mapping.device && metadata.ino() != mapping.inode {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the mapping has changed meanwhile",
+        ));
+    }
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::{
+        super::{mapping::read_mappings, tests::Running},
+        *,
+    };
+
+    /// A running copy of `sleep`.
+    fn sleeper(exe: &Path) -> (Running, Process) {
+        fs::copy("/bin/sleep", exe).unwrap();
+        let child = Running::start(Command::new(exe).arg("1000"));
+        let process = Process::open(child.pid()).unwrap();
+        super::super::tests::wait_until("its libc is mapped", || {
+            let mappings = read_mappings(&process).unwrap();
+            mappings
+                .iter()
+                .filter(|m| m.executable && m.is_file())
+                .count()
+                >= 3
+        });
+        (child, process)
+    }
+
+    #[test]
+    fn each_file_is_opened_once_and_stays_open_after_the_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let exe = directory.path().join("sleeper");
+        let (child, process) = sleeper(&exe);
+        let mappings = read_mappings(&process).unwrap();
+        let (files, problems) = open_executable_files(&process, &mappings);
+        assert!(problems.is_empty(), "{problems:?}");
+        assert_eq!(files.iter().filter(|file| file.path() == exe).count(), 1);
+        assert!(
+            files
+                .iter()
+                .any(|file| file.path().to_string_lossy().contains("libc.so"))
+        );
+        for mapping in mappings.iter().filter(|m| m.executable && m.is_file()) {
+            assert_eq!(files.iter().filter(|file| file.backs(mapping)).count(), 1);
+        }
+        drop(child);
+        for file in &files {
+            assert_eq!(file.map().unwrap()[..4], *b"\x7fELF");
+            assert!(!file.is_deleted());
+        }
+    }
+
+    #[test]
+    fn a_replaced_file_is_the_one_that_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let exe = directory.path().join("sleeper");
+        let (_child, process) = sleeper(&exe);
+        let other = directory.path().join("other");
+        fs::write(&other, "another file").unwrap();
+        fs::rename(&other, &exe).unwrap();
+        let mappings = read_mappings(&process).unwrap();
+        let (files, problems) = open_executable_files(&process, &mappings);
+        let own = files.iter().find(|file| file.path() == exe);
+        if let Some(own) = own {
+            assert!(own.is_deleted());
+            let content = fs::read("/bin/sleep").unwrap();
+            assert_eq!(own.map().unwrap()[..], content[..]);
+            assert_eq!(fs::read(own.descriptor_path()).unwrap(), content);
+        } else {
+            // Without the right to use map_files the file that is there now
+            // must not be taken for the one that runs.
+            assert!(!rustix::process::geteuid().is_root());
+            assert!(problems.iter().any(|problem| problem.path == exe));
+        }
+    }
+
+    #[test]
+    fn by_path_only_the_same_file_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let exe = directory.path().join("sleeper");
+        let (_child, process) = sleeper(&exe);
+        let mappings = read_mappings(&process).unwrap();
+        let own = mappings
+            .iter()
+            .find(|m| m.executable && m.path == exe)
+            .unwrap();
+        assert!(open_by_path(&process, own).is_ok());
+        let other = directory.path().join("other");
+        fs::write(&other, "another file").unwrap();
+        fs::rename(&other, &exe).unwrap();
+        assert_eq!(
+            open_by_path(&process, own).unwrap_err().to_string(),
+            "another file is at its path now"
+        );
+    }
+
+    #[test]
+    fn a_device_is_not_opened() {
+        let found = rustix::fs::open("/dev/zero", OFlags::PATH, Mode::empty()).unwrap();
+        let metadata = fs::metadata("/dev/zero").unwrap();
+        let mapping = super::super::mapping::parse(b"1000-2000 r-xp 0 00:05 5 /dev/zero").remove(0);
+        assert_eq!(
+            reopen(&found, &mapping, &metadata).unwrap_err().to_string(),
+            "it is no regular file"
+        );
+    }
+
+    #[test]
+    fn a_problem_says_what_it_means() {
+        let problem = OpenProblem {
+            path: "/lib/x.so".into(),
+            pid: 7,
+            source: io::Error::from_raw_os_error(libc::EPERM),
+        };
+        assert_eq!(
+            problem.to_string(),
+            "cannot open /lib/x.so, which 7 maps for execution: Operation not permitted (os error \
+             1); its symbols will be missing"
+        );
+    }
+}
