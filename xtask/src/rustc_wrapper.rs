@@ -2,9 +2,9 @@
 //! bytes are the same wherever that is done.
 //!
 //! Two things in cargo's commands depend on the machine: the paths of source
-//! files, which get into panic locations and BTF, and `-C metadata`, a hash of
+//! files, which get into BTF and panic locations, and `-C metadata`, a hash of
 //! (among others) the absolute place of each package outside the workspace,
-//! which gets into symbol names and with them decides an order. Both are
+//! which gets into symbol names and by them may decide an order. Both are
 //! replaced by what only depends on a package's name and version.
 
 use std::env;
