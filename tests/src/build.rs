@@ -1,0 +1,208 @@
+//! Compiles fixtures when a test first needs them, into `target/fixtures`, and
+//! again only when their source has changed.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, chown},
+    path::{Path, PathBuf},
+    process::Command,
+    time::SystemTime,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Every fixture that [`fixture`] can build, by source file.
+pub const SOURCES: &[&str] = &[
+    "badalloc.cpp",
+    "altstack.c",
+    "constructors.c",
+    "custom.c",
+    "family.cpp",
+    "fibres.c",
+    "growing.go",
+    "leaver.c",
+    "mixed.c",
+    "rules.c",
+    "sites.rs",
+    "sleeper.c",
+    "strict.c",
+    "tight.c",
+];
+
+/// Flags for C and C++: sites must be functions of their own, with frame
+/// pointers, and calls must stay what the source says.
+const C_FLAGS: &[&str] = &[
+    "-O2",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-fno-omit-frame-pointer",
+    "-fno-optimize-sibling-calls",
+    "-fno-builtin",
+    "-pthread",
+];
+
+/// Path of the fixture `name` (its source file without extension), built if
+/// need be.
+///
+/// # Errors
+/// When there is no such source, or it does not compile.
+pub fn fixture(name: &str) -> Result<PathBuf> {
+    let source = SOURCES
+        .iter()
+        .find(|source| source.rsplit_once('.').is_some_and(|(stem, _)| stem == name))
+        .with_context(|| format!("no fixture is called {name}"))?;
+    let source = sources().join(source);
+    let program = directory()?.join(name);
+    match name {
+        "custom" => {
+            let library = library("fixturealloc")?;
+            compile(&source, &program, &with_library(&library)?)?;
+        }
+        "constructors" => {
+            let library = library("constructed")?;
+            compile(&source, &program, &with_library(&library)?)?;
+        }
+        _ => compile(&source, &program, &[])?,
+    }
+    Ok(program)
+}
+
+/// Path of the static build of C fixture `name`.
+///
+/// # Errors
+/// When it does not compile.
+pub fn static_fixture(name: &str) -> Result<PathBuf> {
+    let program = directory()?.join(format!("{name}-static"));
+    compile(&sources().join(format!("{name}.c")), &program, &["-static".into()])?;
+    Ok(program)
+}
+
+/// Path of the 32-bit build of C fixture `name`.
+///
+/// # Errors
+/// When it does not compile.
+pub fn fixture_32_bit(name: &str) -> Result<PathBuf> {
+    let program = directory()?.join(format!("{name}-32"));
+    compile(&sources().join(format!("{name}.c")), &program, &["-m32".into()])?;
+    Ok(program)
+}
+
+/// Whether the compiler can link 32-bit programs.
+///
+/// # Errors
+/// When the directory for the attempt can't be made.
+pub fn can_make_32_bit() -> Result<bool> {
+    let directory = tempfile::tempdir().context("making a directory")?;
+    let source = directory.path().join("empty.c");
+    fs::write(&source, "int main(void) { return 0; }\n")?;
+    let output = Command::new("gcc")
+        .arg("-m32")
+        .arg("-o")
+        .arg(directory.path().join("empty"))
+        .arg(&source)
+        .output();
+    Ok(output.is_ok_and(|output| output.status.success()))
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+/// Cargo's target directory, from where this test program lies
+/// (`target/debug/deps/…`).
+///
+/// # Errors
+/// When the program's own path is unknown.
+pub fn target_directory() -> Result<PathBuf> {
+    let program = std::env::current_exe().context("finding the test program's own path")?;
+    program
+        .ancestors()
+        .find(|path| path.join("CACHEDIR.TAG").is_file())
+        .map(Path::to_path_buf)
+        .with_context(|| format!("{} is not in cargo's target directory", program.display()))
+}
+
+fn directory() -> Result<PathBuf> {
+    let directory = target_directory()?.join("fixtures");
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    hand_over(&directory)?;
+    Ok(directory)
+}
+
+fn library(name: &str) -> Result<PathBuf> {
+    let library = directory()?.join(format!("lib{name}.so"));
+    let flags = ["-shared", "-fPIC", "-ftls-model=initial-exec"].map(String::from);
+    compile(&sources().join(format!("{name}.c")), &library, &flags)?;
+    Ok(library)
+}
+
+fn with_library(library: &Path) -> Result<Vec<String>> {
+    let directory = library.parent().context("a library without a directory")?.display();
+    Ok(vec![library.display().to_string(), format!("-Wl,-rpath,{directory}")])
+}
+
+fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
+    if is_fresh(program)? {
+        return Ok(());
+    }
+    let extension = source.extension().and_then(|extension| extension.to_str());
+    // Under a name of its own first: a build that is interrupted leaves nothing
+    // that looks ready.
+    let unfinished = program.with_extension(format!("{}.tmp", std::process::id()));
+    let mut command = match extension {
+        Some("c" | "cpp") => {
+            let mut command = Command::new(if extension == Some("c") { "gcc" } else { "g++" });
+            command.args(C_FLAGS).arg("-o").arg(&unfinished).arg(source).args(more);
+            command
+        }
+        Some("rs") => {
+            let mut command = Command::new("rustc");
+            command.args(["--edition=2024", "-Copt-level=2", "-g", "-Cforce-frame-pointers=yes"]);
+            command.arg("-o").arg(&unfinished).arg(source);
+            command
+        }
+        Some("go") => {
+            let mut command = Command::new("go");
+            command.args(["build", "-o"]).arg(&unfinished).arg(source);
+            command.env("CGO_ENABLED", "1").env("GO111MODULE", "off");
+            command.env("GOCACHE", directory()?.join("go-cache"));
+            command
+        }
+        _ => bail!("don't know how to build {}", source.display()),
+    };
+    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    fs::rename(&unfinished, program)
+        .with_context(|| format!("moving {} into place", program.display()))?;
+    hand_over(program)
+}
+
+/// Whether `program` is newer than everything it may be made of (all sources:
+/// they are few).
+fn is_fresh(program: &Path) -> Result<bool> {
+    let Ok(built) = fs::metadata(program).and_then(|metadata| metadata.modified()) else {
+        return Ok(false);
+    };
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for entry in fs::read_dir(sources()).context("listing the fixtures' sources")? {
+        newest = newest.max(entry?.metadata()?.modified()?);
+    }
+    Ok(built > newest)
+}
+
+/// Gives what root built to the owner of the target directory, who could not
+/// rebuild it otherwise.
+fn hand_over(path: &Path) -> Result<()> {
+    // SAFETY: geteuid only reads the caller's credentials.
+    if unsafe { libc::geteuid() } != 0 {
+        return Ok(());
+    }
+    let owner = fs::metadata(target_directory()?)?;
+    chown(path, Some(owner.uid()), Some(owner.gid()))
+        .with_context(|| format!("giving {} to its user", path.display()))
+}

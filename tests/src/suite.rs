@@ -1,0 +1,135 @@
+//! Runs the cases of one test file: one at a time, and never counts a case that
+//! could not run as passed.
+
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use crate::{build, tracer};
+
+/// What a case needs of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// To be root, and the release binary.
+    Tracing,
+    /// The release binary only.
+    Binary,
+    /// A C compiler.
+    C,
+    /// A C++ compiler.
+    Cxx,
+    /// `rustc`.
+    Rust,
+    /// Go with cgo.
+    Go,
+    /// A C compiler that also makes 32-bit programs.
+    C32,
+}
+
+/// One case: a name, what it needs, and what it does.
+pub struct Case {
+    name: &'static str,
+    needs: &'static [Need],
+    run: fn() -> Result<()>,
+}
+
+/// A case called `name` that runs where all of `needs` are met.
+#[must_use]
+pub fn case(name: &'static str, needs: &'static [Need], run: fn() -> Result<()>) -> Case {
+    Case { name, needs, run }
+}
+
+/// Runs `cases` as the command line says and gives the exit code of the test
+/// program. A case whose needs are not met prints `NOT RUN: name: reason` and
+/// counts as ignored.
+#[must_use]
+pub fn main(cases: Vec<Case>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Cases measure time and load the kernel: never side by side.
+    arguments.test_threads = Some(1);
+    let trials = cases.into_iter().map(trial).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(case: Case) -> Trial {
+    Trial::ignorable_test(case.name, move || {
+        if let Some(reason) = case.needs.iter().find_map(|need| need.missing()) {
+            eprintln!("NOT RUN: {}: {reason}", case.name);
+            return Ok(Completion::ignored_with(reason));
+        }
+        match (case.run)() {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => match error.downcast_ref::<NotHere>() {
+                Some(NotHere(reason)) => {
+                    eprintln!("NOT RUN: {}: {reason}", case.name);
+                    Ok(Completion::ignored_with(reason))
+                }
+                None => Err(Failed::from(format!("{error:?}"))),
+            },
+        }
+    })
+}
+
+/// A case returns this as its error when it finds out only while running that
+/// the machine can't do what it needs.
+#[derive(Debug)]
+pub struct NotHere(pub String);
+
+impl std::fmt::Display for NotHere {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "can't run here: {}", self.0)
+    }
+}
+
+impl std::error::Error for NotHere {}
+
+impl Need {
+    /// Why the need is not met here, if it is not.
+    fn missing(self) -> Option<String> {
+        match self {
+            // SAFETY: geteuid only reads the caller's credentials.
+            Self::Tracing if unsafe { libc::geteuid() } != 0 => Some("needs root".into()),
+            Self::Tracing | Self::Binary => {
+                let binary = tracer::binary();
+                (!binary.is_file()).then(|| {
+                    format!(
+                        "{} is missing: cargo build --release (or set LEAKTRACE_BIN)",
+                        binary.display()
+                    )
+                })
+            }
+            Self::C => missing_tool("gcc", "--version"),
+            Self::Cxx => missing_tool("g++", "--version"),
+            Self::Rust => missing_tool("rustc", "--version"),
+            Self::Go => missing_tool("go", "version").or_else(|| missing_tool("gcc", "--version")),
+            Self::C32 => build::can_make_32_bit()
+                .map_or_else(|error| Some(format!("{error:#}")), |can| {
+                    (!can).then(|| "gcc can't link 32-bit programs (gcc-multilib)".into())
+                }),
+        }
+    }
+}
+
+fn missing_tool(tool: &str, version: &str) -> Option<String> {
+    let works = Command::new(tool)
+        .arg(version)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    (!works).then(|| format!("{tool} is not installed"))
+}
+
+/// Whether `LEAKTRACE_QUICK` asks for the short scale.
+#[must_use]
+pub fn is_quick() -> bool {
+    std::env::var_os("LEAKTRACE_QUICK").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// `quick` under `LEAKTRACE_QUICK`, else `full`.
+#[must_use]
+pub fn scaled<T>(full: T, quick: T) -> T {
+    if is_quick() { quick } else { full }
+}
