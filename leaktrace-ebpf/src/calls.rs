@@ -119,20 +119,14 @@ fn allocate(registers: Registers, cookie: Cookie, thread: u32, control: &Control
     }
     count(Counter::AllocCalls);
 
-    let function_ip = registers.instruction_pointer();
-    let return_address = user_memory::read::<u64>(stack_pointer).unwrap_or(0);
-    let stack = stacks::hash(
-        function_ip,
-        return_address,
+    stacks::capture(
+        record,
+        registers.instruction_pointer(),
         stack_pointer,
         registers.frame_pointer(),
     );
     record.cookie = cookie.0;
     record.size = size;
-    record.stack_id = stack.id;
-    record.stack_check = stack.check;
-    record.function_ip = function_ip;
-    record.return_address = return_address;
     record.old.time_ns = 0;
     if resizes {
         let block = arguments.get(cookie.block());
@@ -214,7 +208,7 @@ pub fn leave(registers: Registers) {
 
 /// Enters a new block into the table and into its stack's sums.
 #[inline(always)]
-fn record_block(record: &InFlight, block: u64, registers: Registers) {
+fn record_block(record: &mut InFlight, block: u64, registers: Registers) {
     let mut size = record.size;
     if size > MAX_SIZE {
         count(Counter::SizeTooLarge);

@@ -6,7 +6,7 @@ use leaktrace_common::{counter::Counter, function::Cookie, in_flight::InFlight};
 use crate::{
     counters::{count, count_nested},
     live,
-    maps::IN_FLIGHT,
+    maps::{EMPTY_IN_FLIGHT, IN_FLIGHT},
     stacks, user_memory,
 };
 
@@ -20,7 +20,9 @@ pub fn slot(thread: u32) -> Option<*mut InFlight> {
     if let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) {
         return Some(record);
     }
-    match IN_FLIGHT.insert(&thread, &InFlight::default(), BPF_NOEXIST) {
+    let empty = EMPTY_IN_FLIGHT.get_ptr(0)?;
+    // SAFETY: the array lives as long as the program.
+    match IN_FLIGHT.insert(&thread, unsafe { &*empty }, BPF_NOEXIST) {
         Ok(()) | Err(EEXIST) => {}
         Err(E2BIG) => {
             count(Counter::InFlightFull);

@@ -40,6 +40,10 @@ pub static SUMS: PerCpuHashMap<u64, StackSums> = PerCpuHashMap::with_max_entries
 #[map]
 pub static EMPTY_STACK: Array<StackRecord> = Array::with_max_entries(1, 0);
 
+/// A record of zeros, from which new entries of [`IN_FLIGHT`] are made.
+#[map]
+pub static EMPTY_IN_FLIGHT: Array<InFlight> = Array::with_max_entries(1, 0);
+
 /// Counters.
 #[map]
 pub static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(1, 0);

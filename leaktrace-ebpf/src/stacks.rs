@@ -7,7 +7,7 @@
 
 use leaktrace_common::{
     counter::Counter,
-    in_flight::InFlight,
+    in_flight::{InFlight, WINDOW_WORDS},
     live::LiveValue,
     stack::{MAX_FRAMES, NOT_STORED, StackEnd, StackRecord, StackSums},
 };
@@ -59,25 +59,123 @@ impl StackHash {
     }
 }
 
+/// The copy of a part of the stack in the thread's record.
+///
+/// What changes from frame to frame is kept in the record, not in registers
+/// (hence the volatile accesses): the verifier takes what it loads from a map
+/// for unknown, so that it finds the same state at each round of the loop,
+/// whichever way it came.
+#[derive(Clone, Copy)]
+struct Window(*mut InFlight);
+
+const WINDOW_BYTES: u64 = 8 * WINDOW_WORDS as u64;
+/// A saved frame pointer with the return address above it.
+const FRAME_BYTES: u64 = 16;
+
+macro_rules! field {
+    ($window:expr, $name:ident) => {
+        // The record is a value of the map and stays there while its thread runs
+        // this program.
+        (&raw mut (*$window.0).$name)
+    };
+}
+
+impl Window {
+    #[inline(always)]
+    fn new(record: &mut InFlight) -> Self {
+        let window = Self(record);
+        // SAFETY: pointers into the record.
+        unsafe {
+            field!(window, window_size).write_volatile(0);
+            field!(window, window_failed).write_volatile(0);
+        }
+        window
+    }
+
+    /// The two words at `address`, which is a multiple of 8.
+    #[inline(always)]
+    fn frame(self, address: u64) -> Option<(u64, u64)> {
+        // SAFETY: pointers into the record.
+        let (start, size) = unsafe {
+            (
+                field!(self, window_start).read_volatile(),
+                field!(self, window_size).read_volatile(),
+            )
+        };
+        let mut offset = address.wrapping_sub(start);
+        if offset >= WINDOW_BYTES || offset + FRAME_BYTES > size {
+            if !self.fill(address) {
+                return None;
+            }
+            offset = 0;
+        }
+        let index = (offset / 8) as usize & (WINDOW_WORDS - 1);
+        // SAFETY: the window has two words more than the mask lets through.
+        unsafe {
+            let words = field!(self, window).cast::<u64>();
+            Some((
+                words.add(index).read_volatile(),
+                words.add(index + 1).read_volatile(),
+            ))
+        }
+    }
+
+    /// Copies from `address` on.
+    #[inline(always)]
+    fn fill(self, address: u64) -> bool {
+        // SAFETY: pointers into the record; the window is as long as that.
+        unsafe {
+            let words = field!(self, window).cast::<u64>();
+            field!(self, window_start).write_volatile(address);
+            if field!(self, window_failed).read_volatile() == 0 {
+                if user_memory::copy(words, WINDOW_BYTES as usize, address) {
+                    field!(self, window_size).write_volatile(WINDOW_BYTES);
+                    return true;
+                }
+                field!(self, window_failed).write_volatile(1);
+            }
+            field!(self, window_size).write_volatile(FRAME_BYTES);
+            user_memory::copy(words, FRAME_BYTES as usize, address)
+        }
+    }
+
+    #[inline(always)]
+    fn last(self) -> u64 {
+        // SAFETY: a pointer into the record.
+        unsafe { field!(self, last_frame_pointer).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set_last(self, frame_pointer: u64) {
+        // SAFETY: a pointer into the record.
+        unsafe { field!(self, last_frame_pointer).write_volatile(frame_pointer) }
+    }
+}
+
 /// Walks the chain of frame pointers, giving every return address above the
 /// call to `visit` with its index in the stack (2 and up). Returns how the
 /// walk ended and how many frames there are.
 #[inline(always)]
-fn walk(stack_pointer: u64, frame_pointer: u64, mut visit: impl FnMut(usize, u64)) -> (u32, u32) {
+fn walk(
+    window: Window,
+    stack_pointer: u64,
+    frame_pointer: u64,
+    mut visit: impl FnMut(usize, u64),
+) -> (u32, u32) {
     let mut frame_pointer = frame_pointer;
-    let mut last = stack_pointer;
+    window.set_last(stack_pointer);
     let mut depth = 2;
     while depth < MAX_FRAMES {
         if frame_pointer == 0 {
             return (StackEnd::ChainEnd as u32, depth as u32);
         }
-        if frame_pointer <= last
+        if frame_pointer <= window.last()
             || frame_pointer & 7 != 0
             || frame_pointer - stack_pointer > MAX_STACK_SPAN
         {
             return (StackEnd::BadFramePointer as u32, depth as u32);
         }
-        let Some([next, return_address]) = user_memory::read::<[u64; 2]>(frame_pointer) else {
+        let Some((next, return_address)) = window.frame(frame_pointer) else {
             return (StackEnd::Unreadable as u32, depth as u32);
         };
         if return_address == 0 {
@@ -85,32 +183,40 @@ fn walk(stack_pointer: u64, frame_pointer: u64, mut visit: impl FnMut(usize, u64
         }
         visit(depth, return_address);
         depth += 1;
-        last = frame_pointer;
+        window.set_last(frame_pointer);
         frame_pointer = next;
     }
     (StackEnd::TooDeep as u32, depth as u32)
 }
 
-/// The hash of the stack of a call that was just entered.
+/// Hashes the stack of a call that was just entered into the thread's record,
+/// with its first two frames.
 #[inline(always)]
-pub fn hash(
-    function_ip: u64,
-    return_address: u64,
-    stack_pointer: u64,
-    frame_pointer: u64,
-) -> StackHash {
+pub fn capture(record: &mut InFlight, function_ip: u64, stack_pointer: u64, frame_pointer: u64) {
+    let window = Window::new(record);
+    // The return address; as a frame, with whatever is above it.
+    let return_address = match window.frame(stack_pointer) {
+        Some((return_address, _)) => return_address,
+        None => 0,
+    };
     let mut hash = StackHash::SEED;
     hash.mix(function_ip);
     hash.mix(return_address);
-    let (end, _) = walk(stack_pointer, frame_pointer, |_, address| hash.mix(address));
-    hash.finish(end)
+    let (end, _) = walk(window, stack_pointer, frame_pointer, |_, address| {
+        hash.mix(address)
+    });
+    let hash = hash.finish(end);
+    record.stack_id = hash.id;
+    record.stack_check = hash.check;
+    record.function_ip = function_ip;
+    record.return_address = return_address;
 }
 
 /// The id under which a returning call's block is accounted, and this CPU's
 /// sums for it.
 #[inline(always)]
 pub fn sums_for(
-    record: &InFlight,
+    record: &mut InFlight,
     stack_pointer: u64,
     frame_pointer: u64,
 ) -> (u64, Option<*mut StackSums>) {
@@ -145,7 +251,7 @@ fn is_stored(id: u64, check: u64) -> bool {
 
 /// Stores a stack that was not met before, and makes its sums.
 #[inline(always)]
-fn store(record: &InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
+fn store(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
     let id = record.stack_id;
     let Some(empty) = EMPTY_STACK.get_ptr(0) else {
         return false;
@@ -188,7 +294,7 @@ fn store(record: &InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
 /// longer the same.
 #[inline(always)]
 fn fill(
-    record: &InFlight,
+    record: &mut InFlight,
     stack_pointer: u64,
     frame_pointer: u64,
     stack: *mut StackRecord,
@@ -197,7 +303,8 @@ fn fill(
     hash.mix(record.function_ip);
     hash.mix(record.return_address);
     let frames = unsafe { (&raw mut (*stack).frames).cast::<u64>() };
-    let (end, depth) = walk(stack_pointer, frame_pointer, |index, address| {
+    let window = Window::new(record);
+    let (end, depth) = walk(window, stack_pointer, frame_pointer, |index, address| {
         hash.mix(address);
         if index < MAX_FRAMES {
             // SAFETY: just checked.

@@ -18,3 +18,13 @@ pub fn read<T: Copy + Default>(address: u64) -> Option<T> {
     };
     (result == 0).then_some(value)
 }
+
+/// Copies `size` bytes, a constant, to `to`.
+///
+/// # Safety
+/// `to` must have room for them.
+#[inline(always)]
+pub unsafe fn copy(to: *mut u64, size: usize, address: u64) -> bool {
+    // SAFETY: the caller's promise; the helper checks the source.
+    unsafe { bpf_probe_read_user(to.cast(), size as u32, address as *const _) == 0 }
+}
