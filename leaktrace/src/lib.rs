@@ -5,6 +5,7 @@ pub mod aggregate;
 pub mod allocator;
 pub mod bpf;
 pub mod cli;
+pub mod doctor;
 pub mod elf;
 pub mod exit;
 pub mod host;

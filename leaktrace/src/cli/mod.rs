@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use clap::Parser as _;
 
 use crate::{
+    doctor,
     exit::{Outcome, USAGE},
     session,
 };
@@ -33,10 +34,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             Ok((launch, options)) => (true, session::run(&launch, options)),
             Err(message) => return usage(&message),
         },
-        Command::Doctor { pid } => {
-            let _ = pid;
-            (false, Err(anyhow::anyhow!("not yet")))
-        }
+        Command::Doctor { pid } => (false, doctor::print(pid)),
     };
     match result {
         Ok(outcome) => outcome.code(),

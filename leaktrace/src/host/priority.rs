@@ -1,7 +1,9 @@
 //! leaktrace gives way to everything else: the first to die when memory is
 //! short, and polite with the CPU.
 
-use std::{fs, io};
+use std::fs;
+
+use rustix::process::{Pid, getpriority_process, setpriority_process};
 
 /// How a process stands among the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +28,7 @@ impl Priority {
     #[must_use]
     pub fn current() -> Self {
         Self {
-            niceness: rustix::process::getpriority_process(None).unwrap_or(0),
+            niceness: getpriority_process(None).unwrap_or(0),
             oom_score_adj: fs::read_to_string(OOM_SCORE_ADJ)
                 .ok()
                 .and_then(|text| text.trim().parse().ok()),
@@ -35,15 +37,70 @@ impl Priority {
 }
 
 /// Makes leaktrace nicer (10, if it is not nicer already) and the first choice
-/// when memory is short. A niceness belongs to a thread: call it before any are
-/// started, and take [`Priority::current`] before, for those that leaktrace runs.
-///
-/// # Errors
-/// When the kernel refuses; nothing depends on it.
-pub fn give_way() -> io::Result<()> {
-    let before = Priority::current();
-    if before.niceness < NICENESS {
-        rustix::process::setpriority_process(None, NICENESS)?;
+/// when memory is short. Where the kernel refuses, nothing depends on it. Commands
+/// that leaktrace runs get [`Priority::current`] of before back.
+pub fn give_way() {
+    // A niceness belongs to a thread, and later threads inherit it.
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
+    for thread in threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()) {
+        let thread = Pid::from_raw(thread);
+        if getpriority_process(thread).is_ok_and(|niceness| niceness < NICENESS) {
+            let _ = setpriority_process(thread, NICENESS);
+        }
     }
-    fs::write(OOM_SCORE_ADJ, OOM_SCORE.to_string())
+    let _ = fs::write(OOM_SCORE_ADJ, OOM_SCORE.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    /// Set in the test's own child, which alone may spoil its priority.
+    const CHILD: &str = "LEAKTRACE_TEST_GIVE_WAY";
+
+    #[test]
+    fn all_threads_give_way_and_what_was_before_is_known() {
+        if std::env::var_os(CHILD).is_some() {
+            let (stop, wait) = std::sync::mpsc::channel::<()>();
+            let early = std::thread::spawn(move || {
+                let _ = wait.recv();
+                Priority::current()
+            });
+            give_way();
+            drop(stop);
+            let seen = [early.join().unwrap(), Priority::current()];
+            std::io::stderr()
+                .write_all(format!("{seen:?}").as_bytes())
+                .unwrap();
+            return;
+        }
+        let before = Priority::current();
+        let mut child = Command::new("/proc/self/exe")
+            .args(["--exact", "--nocapture"])
+            .arg("host::priority::tests::all_threads_give_way_and_what_was_before_is_known")
+            .env(CHILD, "1")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut seen = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut seen)
+            .unwrap();
+        assert!(child.wait().unwrap().success());
+        let expected = Priority {
+            niceness: before.niceness.max(NICENESS),
+            oom_score_adj: before.oom_score_adj.map(|_| OOM_SCORE),
+        };
+        assert!(seen.contains(&format!("{:?}", [expected; 2])), "{seen}");
+        assert_eq!(Priority::current(), before);
+    }
 }

@@ -92,8 +92,8 @@ impl Privilege {
         NEEDED
             .iter()
             .filter(|(capability, _)| {
-                !self.capabilities.contains(*capability)
-                    && !(admin && by_admin.contains(*capability))
+                let by_admin = admin && by_admin.contains(*capability);
+                !by_admin && !self.capabilities.contains(*capability)
             })
             .map(|(_, name)| *name)
             .collect()

@@ -8,6 +8,7 @@
 
 pub mod child;
 pub mod command;
+mod forked;
 pub mod inherited;
 pub mod ld_cache;
 pub mod loader;

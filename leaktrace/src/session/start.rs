@@ -44,7 +44,7 @@ pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
     let mut signals = signals::listen()?;
     let progress = Progress::start("looking at the process");
     // Best effort: nothing depends on it.
-    let _ = priority::give_way();
+    priority::give_way();
     let features = Features::from_environment();
     check_memory(&options, &features)?;
     let ability = ability(&features, &process);

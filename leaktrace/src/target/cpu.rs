@@ -77,7 +77,7 @@ mod tests {
     use std::process::Command;
 
     use super::{
-        super::tests::{Running, wait_until},
+        super::test_process::{Running, wait_until},
         *,
     };
 

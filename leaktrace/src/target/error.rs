@@ -3,6 +3,8 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use super::Process;
+
 /// A process that can't be traced, or couldn't be found.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -130,6 +132,19 @@ pub enum TargetError {
         /// The error.
         source: io::Error,
     },
+}
+
+impl TargetError {
+    /// Nothing that the process maps exports malloc; `files` are those it maps.
+    #[must_use]
+    pub fn no_allocator(process: &Process, files: Vec<PathBuf>) -> Self {
+        let (pid, name) = (process.pid(), process.name().to_owned());
+        Self::NoAllocator {
+            pid,
+            name,
+            maps: FileList(files),
+        }
+    }
 }
 
 /// What leaktrace lacks to look into a process.

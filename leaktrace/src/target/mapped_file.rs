@@ -254,16 +254,19 @@ mod tests {
     use std::process::Command;
 
     use super::{
-        super::{mapping::read_mappings, tests::Running},
+        super::{
+            mapping::read_mappings,
+            test_process::{Running, install},
+        },
         *,
     };
 
     /// A running copy of `sleep`.
     fn sleeper(exe: &Path) -> (Running, Process) {
-        fs::copy("/bin/sleep", exe).unwrap();
+        install(&fs::read("/bin/sleep").unwrap(), exe);
         let child = Running::start(Command::new(exe).arg("1000"));
         let process = Process::open(child.pid()).unwrap();
-        super::super::tests::wait_until("its libc is mapped", || {
+        super::super::test_process::wait_until("its libc is mapped", || {
             let mappings = read_mappings(&process).unwrap();
             mappings
                 .iter()

@@ -49,7 +49,7 @@ mod tests {
     use std::{path::PathBuf, process::Command};
 
     use super::{
-        super::tests::{Running, sleep, wait_until},
+        super::test_process::{Running, sleep, wait_until},
         *,
     };
 

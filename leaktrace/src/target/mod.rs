@@ -269,6 +269,18 @@ impl Process {
     }
 }
 
+/// Whether a process has taken on its program: `exec` closes descriptors, and
+/// lets the parent of a `vfork` go on, before the program is mapped.
+#[must_use]
+pub(crate) fn is_loaded(pid: u32) -> bool {
+    match fs::read(format!("/proc/{pid}/auxv")) {
+        // The vector is written when all else of `exec` is done.
+        Ok(vector) => vector.iter().take(8).any(|byte| *byte != 0),
+        // It has ended already, or does not let itself be looked into.
+        Err(_) => true,
+    }
+}
+
 /// Whether the first bytes of a file are those of an `ELFCLASS32` file.
 fn is_32_bit_elf(ident: [u8; 5]) -> bool {
     ident == *b"\x7fELF\x01"
@@ -404,5 +416,7 @@ fn wall_clock(start_ticks: u64) -> jiff::Zoned {
     now.checked_sub(age).unwrap_or(now)
 }
 
+#[cfg(test)]
+pub(crate) mod test_process;
 #[cfg(test)]
 mod tests;

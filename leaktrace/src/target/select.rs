@@ -119,9 +119,12 @@ fn describe(candidate: &Candidate) -> Match {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command, Stdio};
+    use std::process::Command;
 
-    use super::*;
+    use super::{
+        super::test_process::{Running, install},
+        *,
+    };
 
     fn candidate(pid: u32, can_be_meant: bool) -> Candidate {
         Candidate {
@@ -165,16 +168,12 @@ mod tests {
     }
 
     /// `sleep` under a name that nothing else on the machine has.
-    fn sleeper(directory: &Path, name: &str) -> Child {
+    fn sleeper(directory: &Path, name: &str) -> Running {
         let exe = directory.join(name);
         if !exe.exists() {
-            fs::copy("/bin/sleep", &exe).unwrap();
+            install(&fs::read("/bin/sleep").unwrap(), &exe);
         }
-        Command::new(&exe)
-            .arg("1000")
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap()
+        Running::start(Command::new(&exe).arg("1000"))
     }
 
     #[test]
@@ -191,26 +190,21 @@ mod tests {
             )
         );
 
-        let mut first = sleeper(directory.path(), &name);
+        let first = sleeper(directory.path(), &name);
         let found = find(&selector).unwrap();
-        assert_eq!(found.pid(), first.id());
+        assert_eq!(found.pid(), first.pid());
         assert_eq!(found.name(), &name[..15]);
 
-        let mut second = sleeper(directory.path(), &name);
+        let second = sleeper(directory.path(), &name);
         let error = find(&selector).unwrap_err();
         let TargetError::SeveralMatch { matches, .. } = &error else {
             panic!("{error}");
         };
         let mut pids: Vec<_> = matches.0.iter().map(|entry| entry.pid).collect();
         pids.sort_unstable();
-        let mut expected = [first.id(), second.id()];
+        let mut expected = [first.pid(), second.pid()];
         expected.sort_unstable();
         assert_eq!(pids, expected);
         assert!(matches.0[0].command_line.ends_with(&format!("{name} 1000")));
-
-        for child in [&mut first, &mut second] {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
     }
 }

@@ -1,52 +1,11 @@
 //! [`Process`] against real processes.
 
-use std::{
-    os::unix::process::CommandExt as _,
-    process::{Child, Command, Stdio},
-    time::Instant,
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use super::{
+    test_process::{Running, install, sleep, wait_until},
+    *,
 };
-
-use super::*;
-
-/// Ends its child when the test is over, however it ends.
-pub(super) struct Running(pub Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    pub(super) fn start(command: &mut Command) -> Self {
-        Self(
-            command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap(),
-        )
-    }
-    pub(super) fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-pub(super) fn sleep() -> Running {
-    Running::start(Command::new("sleep").arg("1000"))
-}
-
-pub(super) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !condition() {
-        assert!(
-            start.elapsed() < Duration::from_secs(10),
-            "waited in vain until {what}"
-        );
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 #[test]
 fn a_process_is_described_and_its_end_noticed() {
@@ -194,11 +153,9 @@ fn thirty_two_bit_program() -> Vec<u8> {
 
 #[test]
 fn a_32_bit_process_is_refused() {
-    use std::os::unix::fs::PermissionsExt as _;
     let directory = tempfile::tempdir().unwrap();
     let exe = directory.path().join("old");
-    fs::write(&exe, thirty_two_bit_program()).unwrap();
-    fs::set_permissions(&exe, fs::Permissions::from_mode(0o755)).unwrap();
+    install(&thirty_two_bit_program(), &exe);
     let spawned = Command::new(&exe).spawn();
     if spawned
         .as_ref()
@@ -209,6 +166,7 @@ fn a_32_bit_process_is_refused() {
     }
     let child = Running(spawned.unwrap());
     let pid = child.pid();
+    wait_until("exec is done", || is_loaded(pid));
     assert_eq!(
         Process::open(pid).unwrap_err().to_string(),
         format!(

@@ -282,15 +282,15 @@ fn an_interpreter_s_name_ends_at_a_blank() {
 
 #[test]
 fn the_loader_s_variables_are_replaced() {
-    let expand = |text: &str| {
-        super::expand(OsStr::new(text), Path::new("/opt/x"))
+    let replaced = |text: &str| {
+        expand(OsStr::new(text), Path::new("/opt/x"))
             .display()
             .to_string()
     };
-    assert_eq!(expand("$ORIGIN/../lib:${ORIGIN}"), "/opt/x/../lib:/opt/x");
-    assert_eq!(expand("/lib/$PLATFORM"), "/lib/x86_64");
-    assert_eq!(expand("/a/$LIBS/${ORIGIN/$"), "/a/$LIBS/${ORIGIN/$");
-    assert!(expand("/usr/$LIB").starts_with("/usr/lib"));
+    assert_eq!(replaced("$ORIGIN/../lib:${ORIGIN}"), "/opt/x/../lib:/opt/x");
+    assert_eq!(replaced("/lib/$PLATFORM"), "/lib/x86_64");
+    assert_eq!(replaced("/a/$LIBS/${ORIGIN/$"), "/a/$LIBS/${ORIGIN/$");
+    assert!(replaced("/usr/$LIB").starts_with("/usr/lib"));
 }
 
 #[test]

@@ -1,0 +1,164 @@
+//! `leaktrace doctor`: every condition that tracing needs, each with what was
+//! found and, where something is wrong, what mends it.
+
+pub mod allocators;
+pub mod host;
+pub mod symbols;
+pub mod target;
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+};
+
+use anyhow::Result;
+
+use crate::{bpf::Features, exit, host::privilege::Privilege, target::Process};
+pub use host::{feature_checks, host_checks};
+pub use target::{target_checks, target_error_check};
+
+/// One condition and whether it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at, a word or two.
+    pub name: String,
+    /// What was found.
+    pub outcome: Outcome,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is well.
+    Ok(String),
+    /// Tracing works, with less to see or at a higher cost.
+    Warning {
+        /// What is wrong.
+        text: String,
+        /// What mends it, a command where there is one.
+        mend: String,
+    },
+    /// Tracing does not work.
+    Failed {
+        /// What is wrong.
+        text: String,
+        /// What mends it, a command where there is one.
+        mend: String,
+    },
+}
+
+impl Check {
+    fn ok(name: &str, text: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            outcome: Outcome::Ok(text.into()),
+        }
+    }
+
+    fn warning(name: &str, text: impl Into<String>, mend: impl Into<String>) -> Self {
+        let outcome = Outcome::Warning {
+            text: text.into(),
+            mend: mend.into(),
+        };
+        Self {
+            name: name.into(),
+            outcome,
+        }
+    }
+
+    fn failed(name: &str, text: impl Into<String>, mend: impl Into<String>) -> Self {
+        let outcome = Outcome::Failed {
+            text: text.into(),
+            mend: mend.into(),
+        };
+        Self {
+            name: name.into(),
+            outcome,
+        }
+    }
+
+    /// Whether tracing can't work because of it.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed { .. })
+    }
+}
+
+/// Looks at the machine, and at a process if one is given, and prints what was
+/// found. [`exit::Outcome::Failed`] when tracing can't work.
+///
+/// # Errors
+/// When stdout can't be written; that nobody reads it any more is none.
+pub fn print(pid: Option<u32>) -> Result<exit::Outcome> {
+    let mut checks = host_checks();
+    if Privilege::current().missing().is_empty() {
+        checks.extend(feature_checks(&Features::from_environment().list()));
+    } else {
+        // The kernel would answer that it has none.
+        checks.push(Check::warning(
+            "kernel features",
+            "not probed, which needs the privileges above",
+            "sudo leaktrace doctor",
+        ));
+    }
+    match pid.map(Process::open) {
+        None => {}
+        Some(Ok(process)) => checks.extend(target_checks(&process)),
+        Some(Err(error)) => checks.push(target_error_check(&error)),
+    }
+    match io::stdout().write_all(render(&checks).as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+        _ => {}
+    }
+    Ok(if checks.iter().any(Check::has_failed) {
+        exit::Outcome::Failed
+    } else {
+        exit::Outcome::Reported
+    })
+}
+
+/// The checks as text, a line each; what mends a failing one is on the next.
+#[must_use]
+pub fn render(checks: &[Check]) -> String {
+    let width = checks
+        .iter()
+        .map(|check| check.name.chars().count())
+        .max()
+        .unwrap_or(0);
+    let mut text = String::new();
+    for Check { name, outcome } in checks {
+        let (mark, found, mend) = match outcome {
+            Outcome::Ok(found) => ("ok  ", found, None),
+            Outcome::Warning { text, mend } => ("warn", text, Some(mend)),
+            Outcome::Failed { text, mend } => ("FAIL", text, Some(mend)),
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{mark}  {name:width$}  {found}");
+        if let Some(mend) = mend {
+            let _ = writeln!(text, "      {:width$}  -> {mend}", "");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_fails_is_followed_by_what_mends_it() {
+        let checks = [
+            Check::ok("BTF", "found"),
+            Check::warning("symbols", "stripped", "install them"),
+            Check::failed("privileges", "not root", "sudo leaktrace doctor"),
+        ];
+        assert_eq!(
+            render(&checks),
+            "ok    BTF         found\n\
+             warn  symbols     stripped\n                  -> install them\n\
+             FAIL  privileges  not root\n                  -> sudo leaktrace doctor\n"
+        );
+        assert_eq!(checks.iter().filter(|check| check.has_failed()).count(), 1);
+        assert_eq!(render(&[]), "");
+    }
+}

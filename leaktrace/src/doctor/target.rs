@@ -1,0 +1,421 @@
+//! What tracing needs of one process.
+
+use std::path::Path;
+
+use super::{
+    Check,
+    allocators::{GO, KnownAllocator},
+    symbols::{Symbols, debug_package_hint},
+};
+use crate::{
+    elf::ElfFile,
+    target::{
+        Denial, Process, TargetError,
+        mapped_file::{MappedFile, open_executable_files},
+        mapping::read_mappings,
+    },
+};
+
+/// What is wrong with a process that can't even be opened.
+#[must_use]
+pub fn target_error_check(error: &TargetError) -> Check {
+    let mend = match error {
+        TargetError::NotPermitted {
+            why: Denial::NotRoot { pid },
+            ..
+        } => format!("sudo leaktrace doctor {pid}"),
+        TargetError::Thread { pid, .. } => format!("leaktrace doctor {pid}"),
+        _ => "ps -e   (lists the processes there are)".to_owned(),
+    };
+    Check::failed("process", error.to_string(), mend)
+}
+
+/// Looks at everything that tracing needs of a process.
+#[must_use]
+pub fn target_checks(process: &Process) -> Vec<Check> {
+    let pid = process.pid();
+    let started = process.started().strftime("%Y-%m-%d %H:%M:%S");
+    let mut checks = vec![
+        Check::ok(
+            "process",
+            format!(
+                "{pid} ({}), {}, since {started}",
+                process.name(),
+                process.exe().display()
+            ),
+        ),
+        seccomp(process.seccomp()),
+    ];
+    if process.has_shadow_stack() {
+        checks.push(Check::ok(
+            "shadow stack",
+            "in use; return probes are tried on a child of leaktrace's own first",
+        ));
+    }
+    if process.main_thread_ended() {
+        checks.push(Check::ok(
+            "main thread",
+            "has ended while others go on; probes are set for all processes and filtered",
+        ));
+    }
+    let mappings = match read_mappings(process) {
+        Ok(mappings) => mappings,
+        Err(error) => {
+            checks.push(Check::failed(
+                "mappings",
+                format!("/proc/{pid}/maps cannot be read: {error}"),
+                format!("sudo leaktrace doctor {pid}"),
+            ));
+            return checks;
+        }
+    };
+    let (files, problems) = open_executable_files(process, &mappings);
+    let files: Vec<File> = files.iter().map(|file| File::look_into(file)).collect();
+    checks.extend(allocator_checks(process, &files));
+    checks.extend(files.iter().map(|file| symbol_check(file, pid)));
+    checks.extend(problems.iter().map(|problem| {
+        Check::warning(
+            "symbols",
+            problem.to_string(),
+            format!("sudo leaktrace doctor {pid}"),
+        )
+    }));
+    checks
+}
+
+fn seccomp(mode: u32) -> Check {
+    const TRIED: &str = "return probes are tried on a child of leaktrace's own first";
+    match mode {
+        0 => Check::ok("seccomp", "off"),
+        1 => Check::ok("seccomp", format!("strict; {TRIED}")),
+        _ => Check::ok("seccomp", format!("system calls are filtered; {TRIED}")),
+    }
+}
+
+/// What was found in a mapped file.
+#[derive(Debug)]
+struct File {
+    path: std::path::PathBuf,
+    deleted: bool,
+    symbols: Result<Symbols, String>,
+    exports_malloc: bool,
+    /// It is a program without a loader.
+    is_static: bool,
+}
+
+impl File {
+    fn look_into(file: &MappedFile) -> Self {
+        let (symbols, exports_malloc, is_static) = match file.map() {
+            Ok(bytes) => {
+                let elf = ElfFile::parse(&bytes).ok();
+                let exports = |elf: &ElfFile<'_>| {
+                    let functions = elf.exported_functions(&["malloc", "free"]);
+                    ["malloc", "free"]
+                        .iter()
+                        .all(|name| functions.iter().any(|function| function.name == *name))
+                };
+                (
+                    Symbols::read(&bytes, file.path()),
+                    elf.as_ref().is_some_and(exports),
+                    elf.as_ref().is_some_and(ElfFile::is_static),
+                )
+            }
+            Err(error) => (Err(error.to_string()), false, false),
+        };
+        let (path, deleted) = (file.path().to_path_buf(), file.is_deleted());
+        Self {
+            path,
+            deleted,
+            symbols,
+            exports_malloc,
+            is_static,
+        }
+    }
+
+    fn file_name(&self) -> String {
+        self.path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    /// The allocator whose library it is, or that is compiled into it.
+    fn allocators(&self) -> Vec<&'static KnownAllocator> {
+        match (
+            KnownAllocator::by_file_name(&self.file_name()),
+            &self.symbols,
+        ) {
+            (Some(known), _) => vec![known],
+            (None, Ok(symbols)) => symbols.allocators.clone(),
+            (None, Err(_)) => Vec::new(),
+        }
+    }
+}
+
+fn allocator_checks(process: &Process, files: &[File]) -> Vec<Check> {
+    const NAME: &str = "allocator";
+    const NOT_YET: &str = "nothing mends it yet: only functions that a mapped file exports as \
+        malloc and free are watched; link the program dynamically if you can";
+    let mut checks = Vec::new();
+    for file in files {
+        let names: Vec<_> = file.allocators().iter().map(|known| known.name).collect();
+        let known = match names.as_slice() {
+            [] => "an allocator that is not known by name".to_owned(),
+            names => names.join(" and "),
+        };
+        if file.exports_malloc {
+            checks.push(Check::ok(
+                NAME,
+                format!("{} exports malloc: {known}", file.path.display()),
+            ));
+        } else if file.allocators().contains(&&GO) {
+            checks.push(Check::warning(
+                NAME,
+                format!(
+                    "{} is a Go program: Go's own memory is not malloc's, and only what its C \
+                     code (cgo) allocates is seen",
+                    file.path.display()
+                ),
+                "for Go's own memory use its profiler: net/http/pprof, heap",
+            ));
+        } else if !names.is_empty() {
+            let how = if file.is_static {
+                "statically linked, with"
+            } else {
+                "uses"
+            };
+            checks.push(Check::warning(
+                NAME,
+                format!(
+                    "{} {how} {known} compiled in, and does not export it: what it allocates \
+                     there is not seen",
+                    file.path.display()
+                ),
+                NOT_YET,
+            ));
+        }
+    }
+    if !files.iter().any(|file| file.exports_malloc) {
+        let list: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
+        let error = TargetError::no_allocator(process, list);
+        checks.push(Check::failed(NAME, error.to_string(), NOT_YET));
+    }
+    checks
+}
+
+fn symbol_check(file: &File, pid: u32) -> Check {
+    const NAME: &str = "symbols";
+    let path = file.path.display();
+    let replaced = if file.deleted {
+        " (deleted or replaced; read as it is mapped)"
+    } else {
+        ""
+    };
+    let hint = || debug_package_hint(Path::new(&file.path), pid);
+    match &file.symbols {
+        Err(why) => Check::warning(
+            NAME,
+            format!("{path}{replaced}: not readable as an ELF file: {why}"),
+            "nothing to do, if it is code that a program makes for itself (JIT)",
+        ),
+        Ok(symbols) => match symbols {
+            Symbols {
+                debug_info: true, ..
+            } => Check::ok(
+                NAME,
+                format!("{path}{replaced}: functions and source lines"),
+            ),
+            Symbols {
+                debug_file: Some(debug),
+                ..
+            } => Check::ok(
+                NAME,
+                format!(
+                    "{path}{replaced}: functions and source lines, in {}",
+                    debug.display()
+                ),
+            ),
+            Symbols {
+                symbol_table: true, ..
+            } => Check::ok(
+                NAME,
+                format!("{path}{replaced}: functions, no source lines"),
+            ),
+            Symbols { exported: true, .. } => Check::warning(
+                NAME,
+                format!(
+                    "{path}{replaced}: exported functions only (stripped{})",
+                    missing_debug_file(symbols)
+                ),
+                hint(),
+            ),
+            Symbols { .. } => Check::warning(
+                NAME,
+                format!(
+                    "{path}{replaced}: no functions' names (stripped{})",
+                    missing_debug_file(symbols)
+                ),
+                hint(),
+            ),
+        },
+    }
+}
+
+/// What the file itself says about where its debug information would be.
+fn missing_debug_file(symbols: &Symbols) -> String {
+    match (&symbols.build_id, &symbols.debug_link) {
+        (Some(id), _) => format!("; no debug file for build id {id}"),
+        (None, Some(link)) => format!("; its debug file {link} is not there"),
+        (None, None) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command};
+
+    use super::{super::Outcome, *};
+    use crate::target::test_process::{Running, sleep, wait_until};
+
+    fn texts(checks: &[Check], name: &str) -> Vec<String> {
+        let text = |check: &Check| match &check.outcome {
+            Outcome::Ok(text) => format!("ok {text}"),
+            Outcome::Warning { text, .. } => format!("warn {text}"),
+            Outcome::Failed { text, .. } => format!("FAIL {text}"),
+        };
+        checks
+            .iter()
+            .filter(|check| check.name == name)
+            .map(text)
+            .collect()
+    }
+
+    fn libc_is_mapped(process: &Process) -> bool {
+        let mappings = read_mappings(process).unwrap();
+        mappings
+            .iter()
+            .any(|m| m.executable && m.path.to_string_lossy().contains("libc"))
+    }
+
+    #[test]
+    fn an_ordinary_process_can_be_traced_and_its_files_are_named() {
+        let child = sleep();
+        let process = Process::open(child.pid()).unwrap();
+        wait_until("libc is mapped", || libc_is_mapped(&process));
+        let checks = target_checks(&process);
+        assert!(checks.iter().all(|check| !check.has_failed()), "{checks:?}");
+        assert_eq!(texts(&checks, "seccomp"), ["ok off"]);
+        let allocators = texts(&checks, "allocator");
+        assert!(
+            allocators
+                .iter()
+                .any(|text| text.starts_with("ok ") && text.contains("exports malloc")),
+            "{allocators:?}"
+        );
+        let symbols = texts(&checks, "symbols");
+        assert!(
+            symbols.iter().any(|text| text.contains("/sleep")),
+            "{symbols:?}"
+        );
+        assert!(symbols.len() >= 3, "{symbols:?}");
+    }
+
+    #[test]
+    fn a_static_program_fails_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let (source, exe) = (
+            directory.path().join("main.c"),
+            directory.path().join("alone"),
+        );
+        let code = "#include <stdlib.h>\n#include <unistd.h>\n\
+            int main(void) { free(malloc(1)); for (;;) pause(); }\n";
+        fs::write(&source, code).unwrap();
+        let status = Command::new("gcc")
+            .arg("-static")
+            .arg(&source)
+            .arg("-o")
+            .arg(&exe)
+            .status();
+        match status {
+            Ok(status) => assert!(status.success()),
+            Err(error) => {
+                eprintln!("not run: no gcc ({error})");
+                return;
+            }
+        }
+        let child = Running::start(&mut Command::new(&exe));
+        let process = Process::open(child.pid()).unwrap();
+        let checks = target_checks(&process);
+        let allocators = texts(&checks, "allocator");
+        let shown = exe.display();
+        assert_eq!(
+            allocators,
+            [
+                format!(
+                    "warn {shown} statically linked, with glibc compiled in, and does not export \
+                     it: what it allocates there is not seen"
+                ),
+                format!(
+                    "FAIL {} (alone) maps no file with a known allocator, so there is nothing to \
+                     watch; it maps {shown}. A statically linked program cannot be traced yet; \
+                     `leaktrace doctor {}` says more",
+                    child.pid(),
+                    child.pid()
+                ),
+            ]
+        );
+        assert_eq!(
+            texts(&checks, "symbols"),
+            [format!("ok {shown}: functions, no source lines")]
+        );
+    }
+
+    #[test]
+    fn a_process_that_cannot_be_opened_is_one_failed_check() {
+        let error = Process::open(4_194_305).unwrap_err();
+        let check = target_error_check(&error);
+        assert!(check.has_failed());
+        assert_eq!(
+            texts(&[check], "process"),
+            ["FAIL there is no process 4194305: it may have ended; `ps -e` lists those that run"]
+        );
+    }
+
+    #[test]
+    fn stripped_files_say_which_debug_file_is_missing() {
+        let file = |symbols: Symbols| File {
+            path: "/lib/x.so".into(),
+            deleted: true,
+            symbols: Ok(symbols),
+            exports_malloc: false,
+            is_static: false,
+        };
+        let check = symbol_check(
+            &file(Symbols {
+                exported: true,
+                build_id: Some("abcd".into()),
+                ..Symbols::default()
+            }),
+            7,
+        );
+        assert_eq!(
+            texts(&[check], "symbols"),
+            [
+                "warn /lib/x.so (deleted or replaced; read as it is mapped): exported functions \
+                 only (stripped; no debug file for build id abcd)"
+            ]
+        );
+        let with_debug = Symbols {
+            debug_file: Some("/d/x.debug".into()),
+            ..Symbols::default()
+        };
+        assert_eq!(
+            texts(&[symbol_check(&file(with_debug), 7)], "symbols"),
+            [
+                "ok /lib/x.so (deleted or replaced; read as it is mapped): functions and source \
+                 lines, in /d/x.debug"
+            ]
+        );
+    }
+}
