@@ -98,7 +98,7 @@ fn without_a_choice_three_files_appear_in_a_new_directory() {
     assert_eq!(
         closing(&paths),
         format!(
-            "Written to {promised}/: live-bytes.svg, live-bytes.folded, report.json\n\
+            "\nWritten to {promised}/: live-bytes.svg, live-bytes.folded, report.json\n\
              Look at it in a browser:  {promised}/live-bytes.svg\n"
         )
     );

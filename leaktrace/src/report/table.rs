@@ -4,7 +4,7 @@
 use leaktrace_common::counter::{Counter, Effect};
 
 use crate::{
-    model::{MemorySample, Report, Site},
+    model::{MemorySample, Report, Site, SortKey},
     report::{
         line::{Line, Look, width},
         quantity, stack,
@@ -39,7 +39,7 @@ pub fn render(report: &Report, options: &TableOptions) -> String {
     let warning = warning(report);
     let has_warning = warning.is_some();
     lines.extend(warning);
-    let shown = &report.sites[..report.sites.len().min(options.top)];
+    let shown = shown_sites(report, options.top);
     let columns = Columns::of(shown, options.width);
     for (index, site) in shown.iter().enumerate() {
         let mut line = columns.line(index + 1, site);
@@ -62,6 +62,15 @@ pub fn render(report: &Report, options: &TableOptions) -> String {
     }
     text.push('\n');
     text
+}
+
+/// The sites worth a person's time: at most `top`, and none that holds nothing
+/// unless the order is by what was allocated.
+pub(super) fn shown_sites(report: &Report, top: usize) -> &[Site] {
+    let worth =
+        |site: &&Site| report.trace.sort == SortKey::AllocBytes || site.sums.live_blocks() > 0;
+    let count = report.sites.iter().take(top).take_while(worth).count();
+    &report.sites[..count]
 }
 
 /// A part of a header line: the same thing said ever more briefly. The last
@@ -310,7 +319,7 @@ fn warning(report: &Report) -> Option<Line> {
 fn rest_line(report: &Report, shown: &[Site]) -> Option<Line> {
     let hidden = report.site_count.saturating_sub(shown.len());
     let mut line = Line::default();
-    if shown.is_empty() && hidden == 0 {
+    if shown.is_empty() {
         line.push(Look::Plain, format!("    {}", nothing_held(report)));
         return Some(line);
     }
@@ -325,7 +334,10 @@ fn rest_line(report: &Report, shown: &[Site]) -> Option<Line> {
             .map(|site| site.sums.live_bytes())
             .fold(0, u64::saturating_add);
         let rest = report.totals.live_bytes().saturating_sub(held);
-        text.push_str(&format!(", {}", quantity::bytes(rest)));
+        match rest {
+            0 => text.push_str(", nothing held"),
+            _ => text.push_str(&format!(", {}", quantity::bytes(rest))),
+        }
     }
     line.push(Look::Faint, text);
     Some(line)

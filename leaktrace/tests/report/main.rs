@@ -8,7 +8,7 @@ mod fixture;
 use std::{fs, path::PathBuf};
 
 use leaktrace::{
-    model::{EndReason, Report, Weight},
+    model::{EndReason, Report, SortKey, Weight},
     report::{
         export::{ExportOptions, Format},
         flamegraph, folded,
@@ -188,6 +188,23 @@ fn table_has_at_most_four_lines_besides_the_sites() {
             assert!(table::render(report, &options).lines().count() <= top + 4);
         }
     }
+}
+
+#[test]
+fn a_site_that_holds_nothing_takes_no_line_unless_asked_for() {
+    let mut report = fixture::leaking();
+    report.sites[3].sums.freed_blocks = report.sites[3].sums.alloc_blocks;
+    report.sites[3].sums.freed_bytes = report.sites[3].sums.alloc_bytes;
+    report.totals.freed_blocks += 4;
+    report.totals.freed_bytes += 900;
+    let table_now = table(&report, 140);
+    assert!(
+        table_now.contains("… 1 more site, nothing held"),
+        "{table_now}"
+    );
+    assert!(!table_now.contains("stack not stored") && !summary(&report).contains("  4  "));
+    report.trace.sort = SortKey::AllocBytes;
+    assert!(table(&report, 140).contains("[stack not stored]"));
 }
 
 #[test]

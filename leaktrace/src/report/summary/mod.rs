@@ -48,7 +48,7 @@ pub fn render(report: &Report, options: &SummaryOptions) -> String {
 }
 
 /// The lines that follow the summary on a terminal: the files written, and
-/// what to do with them. Empty when nothing was written.
+/// what to do with them, after an empty line. Empty when nothing was written.
 #[must_use]
 pub fn closing(written: &[PathBuf]) -> String {
     let mut text = String::new();
@@ -62,7 +62,7 @@ pub fn closing(written: &[PathBuf]) -> String {
     let together = written.iter().all(|path| path.parent() == first.parent());
     let names: Vec<_> = match (directory, together) {
         (Some(directory), true) => {
-            text = format!("Written to {}/: ", shown(directory).trim_end_matches('/'));
+            text = format!("\nWritten to {}/: ", shown(directory).trim_end_matches('/'));
             written
                 .iter()
                 .filter_map(|path| path.file_name())
@@ -70,7 +70,7 @@ pub fn closing(written: &[PathBuf]) -> String {
                 .collect()
         }
         _ => {
-            text.push_str("Written: ");
+            text.push_str("\nWritten: ");
             written.iter().map(|path| shown(path)).collect()
         }
     };
@@ -216,8 +216,7 @@ fn ending(report: &Report) -> String {
 
 /// Whole stacks of the first sites, and of those that grow.
 fn sites(report: &Report, page: &mut Page) {
-    let top = page.options.top;
-    let shown = report.sites.len().min(top);
+    let shown = table::shown_sites(report, page.options.top).len();
     if shown == 0 {
         if report.totals.live_blocks() > 0 {
             page.gap();
@@ -307,10 +306,10 @@ mod tests {
     #[test]
     fn files_in_different_places_are_named_in_full_and_can_be_pasted() {
         assert_eq!(closing(&[]), "");
-        assert_eq!(closing(&["a.json".into()]), "Written: a.json\n");
+        assert_eq!(closing(&["a.json".into()]), "\nWritten: a.json\n");
         assert_eq!(
             closing(&["/tmp/a.json".into(), "it's.svg".into()]),
-            "Written: /tmp/a.json, it's.svg\nLook at it in a browser:  'it'\\''s.svg'\n"
+            "\nWritten: /tmp/a.json, it's.svg\nLook at it in a browser:  'it'\\''s.svg'\n"
         );
     }
 }
