@@ -36,20 +36,22 @@ use crate::output::{error::WriteError, owner::Owner, stream};
 /// functions of somebody's process.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 
+const A_DIRECTORY: &str = "this is a directory; name a file in it";
+
 /// Writes `bytes` to `path`; what was there before is replaced at once.
 ///
 /// # Errors
 /// When the kernel refuses, or the path leads to something that must not be
 /// written to. A pipe that nobody reads any more is no error.
 pub fn write(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<(), WriteError> {
+    if path.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(WriteError::because(path, A_DIRECTORY));
+    }
     match plan(path, owner)? {
         Plan::Replace(path) => {
             let fail = |errno| WriteError::new(&path, errno);
             let Some(name) = path.file_name() else {
-                return Err(WriteError::because(
-                    &path,
-                    "this is a directory; name a file in it",
-                ));
+                return Err(WriteError::because(&path, A_DIRECTORY));
             };
             let parent = match path.parent() {
                 Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -111,10 +113,7 @@ fn plan(path: &Path, owner: Option<Owner>) -> Result<Plan, WriteError> {
 fn plan_for(path: PathBuf, found: &std::fs::Metadata) -> Result<Plan, WriteError> {
     let kind = found.file_type();
     if kind.is_dir() {
-        return Err(WriteError::because(
-            &path,
-            "this is a directory; name a file in it",
-        ));
+        return Err(WriteError::because(&path, A_DIRECTORY));
     }
     if kind.is_block_device() || kind.is_socket() {
         return Err(WriteError::because(
@@ -392,10 +391,8 @@ mod tests {
     fn a_path_that_cannot_be_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let said = |path: &Path| write(path, b"x", None).unwrap_err().reason;
-        assert_eq!(
-            said(directory.path()),
-            "this is a directory; name a file in it"
-        );
+        assert_eq!(said(directory.path()), A_DIRECTORY);
+        assert_eq!(said(&directory.path().join("new/")), A_DIRECTORY);
         assert_eq!(
             said(&directory.path().join("missing/a.json")),
             "No such file or directory; make its directory first"

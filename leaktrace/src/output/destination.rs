@@ -1,9 +1,10 @@
 //! What `-o` says: a format and a place.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::OsStr,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use crate::report::export::{Format, UnknownFormat};
@@ -82,23 +83,28 @@ impl Destination {
         }
     }
 
-    /// Reads all of them; no two may have one place.
+    /// Checks that no two outputs have one place.
     ///
     /// # Errors
-    /// As [`Self::parse`], and when two outputs go to one place.
-    pub fn parse_all(texts: &[OsString]) -> Result<Vec<Self>, DestinationError> {
-        let mut all: Vec<Self> = Vec::with_capacity(texts.len());
-        for text in texts {
-            let new = Self::parse(text)?;
-            if all.iter().any(|known| known.target == new.target) {
-                return Err(DestinationError::Twice(match &new.target {
+    /// When two have; names it.
+    pub fn check_distinct(all: &[Self]) -> Result<(), DestinationError> {
+        for (index, one) in all.iter().enumerate() {
+            if all[..index].iter().any(|known| known.target == one.target) {
+                return Err(DestinationError::Twice(match &one.target {
                     Target::Stdout => "stdout".to_owned(),
                     Target::File(path) => path.display().to_string(),
                 }));
             }
-            all.push(new);
         }
-        Ok(all)
+        Ok(())
+    }
+}
+
+impl FromStr for Destination {
+    type Err = DestinationError;
+
+    fn from_str(text: &str) -> Result<Self, DestinationError> {
+        Self::parse(text.as_ref())
     }
 }
 
@@ -164,10 +170,10 @@ mod tests {
     #[test]
     fn two_outputs_do_not_share_a_place() {
         let all = |texts: &[&str]| {
-            Destination::parse_all(&texts.iter().map(OsString::from).collect::<Vec<_>>())
-                .map_err(|error| error.to_string())
+            let all: Vec<Destination> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            Destination::check_distinct(&all).map_err(|error| error.to_string())
         };
-        assert_eq!(all(&["json:-", "svg:a.svg"]).unwrap().len(), 2);
+        all(&["json:-", "svg:a.svg", "svg:b.svg"]).unwrap();
         assert_eq!(
             all(&["json:-", "svg:/dev/stdout"]).unwrap_err(),
             "two outputs go to stdout: leave one out, or name another place"

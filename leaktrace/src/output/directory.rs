@@ -42,6 +42,12 @@ impl Directory {
         &self.path
     }
 
+    /// Whether it is there.
+    #[must_use]
+    pub fn is_made(&self) -> bool {
+        self.made.is_some()
+    }
+
     /// Writes a file into it, whole or not at all.
     ///
     /// # Errors

@@ -116,22 +116,36 @@ impl Outputs {
                 .iter()
                 .map(|destination| write_chosen(destination, report, options, owner))
                 .collect(),
-            Places::New(directory) => BY_DEFAULT
-                .into_iter()
-                .map(|format| {
-                    let name = file_name(format, options.weight);
-                    let result = export(format, report, options, &directory.path().join(&name))
-                        .and_then(|bytes| directory.write(&name, &bytes, owner));
-                    // Only now is the directory's name certain.
-                    Written {
-                        format,
-                        path: Some(directory.path().join(name)),
-                        result,
-                    }
-                })
-                .collect(),
+            Places::New(directory) => write_by_default(directory, report, options, owner),
         }
     }
+}
+
+fn write_by_default(
+    directory: &mut Directory,
+    report: &Report,
+    options: &ExportOptions,
+    owner: Option<Owner>,
+) -> Vec<Written> {
+    let mut all = Vec::new();
+    for format in BY_DEFAULT {
+        let name = file_name(format, options.weight);
+        let result = export(format, report, options, &directory.path().join(&name))
+            .and_then(|bytes| directory.write(&name, &bytes, owner));
+        // Only now is the directory's name certain.
+        let path = directory.path().join(name);
+        let no_directory = result.is_err() && !directory.is_made();
+        all.push(Written {
+            format,
+            path: Some(path),
+            result,
+        });
+        if no_directory {
+            // Said once; the others would fail alike.
+            break;
+        }
+    }
+    all
 }
 
 fn write_chosen(

@@ -112,7 +112,8 @@ impl Screen {
         self.shared.wake();
         match done.await {
             Ok(()) => Ok(()),
-            Err(_) => Err(self.end.borrow().clone().unwrap_or(ScreenEnd::Closed)),
+            // The thread lets go of the text before it tells why.
+            Err(_) => Err(self.ended().await),
         }
     }
 

@@ -1,12 +1,13 @@
 //! A flamegraph of what is held, as an SVG that a browser zooms and searches.
 //!
-//! Green and blue: the program and its libraries; orange: the allocator's own
-//! functions; grey: what has no symbol, and where stacks are not complete.
+//! Greens: the program and its libraries; orange: the allocator's own functions;
+//! grey: what has no symbol, and where stacks are not complete. A function has
+//! the same colour in every picture.
 
 use anyhow::Context as _;
 use inferno::flamegraph::{
-    self, Options, Palette, TextTruncateDirection,
-    color::{BackgroundColor, BasicPalette, Color, PaletteMap},
+    self, Options, TextTruncateDirection,
+    color::{BackgroundColor, Color, PaletteMap},
 };
 
 use crate::{
@@ -15,9 +16,9 @@ use crate::{
 };
 
 const ALLOCATOR: Color = Color {
-    r: 240,
-    g: 150,
-    b: 70,
+    r: 243,
+    g: 165,
+    b: 92,
 };
 const NO_SYMBOL: Color = Color {
     r: 190,
@@ -25,9 +26,15 @@ const NO_SYMBOL: Color = Color {
     b: 190,
 };
 const INCOMPLETE: Color = Color {
-    r: 222,
-    g: 222,
-    b: 222,
+    r: 214,
+    g: 214,
+    b: 214,
+};
+/// The frame below all others, which inferno adds.
+const ALL: Color = Color {
+    r: 205,
+    g: 214,
+    b: 205,
 };
 
 /// The report's sites as a flamegraph, or a picture that says in words why
@@ -37,18 +44,17 @@ const INCOMPLETE: Color = Color {
 /// When the lines can't be drawn, which would be a defect.
 pub fn render(report: &Report, weight: Weight) -> anyhow::Result<Vec<u8>> {
     let mut colours = PaletteMap::default();
+    colours.insert("", ALL);
     let lines = lines(report, weight, &mut colours);
     if lines.is_empty() {
         return Ok(empty(report, weight).into_bytes());
     }
     let mut options = Options::default();
     options.title = title(report, weight);
-    options.subtitle = Some(subtitle(report));
+    options.subtitle =
+        Some(subtitle(report) + " | orange: allocator, grey: no symbol or callers unknown");
     options.count_name = unit(weight).to_owned();
-    options.colors = Palette::Basic(BasicPalette::Mem);
     options.bgcolors = Some(BackgroundColor::Grey);
-    // The same function has the same colour in every picture.
-    options.deterministic = true;
     options.palette_map = Some(&mut colours);
     options.text_truncate_direction = TextTruncateDirection::Right;
     let mut svg = Vec::new();
@@ -57,12 +63,14 @@ pub fn render(report: &Report, weight: Weight) -> anyhow::Result<Vec<u8>> {
     Ok(svg)
 }
 
-/// Folded lines, and the colours of all frames that are not simply the
-/// program's.
+/// Folded lines, and the colours of all their frames.
 fn lines(report: &Report, weight: Weight, colours: &mut PaletteMap) -> Vec<String> {
     let mut lines = Vec::new();
+    // inferno adds the weights up in 64 bits.
+    let mut room = u64::MAX;
     for site in &report.sites {
-        let value = site.weight(weight);
+        let value = site.weight(weight).min(room);
+        room -= value;
         if value == 0 {
             continue;
         }
@@ -72,7 +80,7 @@ fn lines(report: &Report, weight: Weight, colours: &mut PaletteMap) -> Vec<Strin
                 None => INCOMPLETE,
                 Some(frame) if frame.kind == FrameKind::Allocator => ALLOCATOR,
                 Some(frame) if frame.symbol.is_none() => NO_SYMBOL,
-                Some(_) => continue,
+                Some(_) => program_colour(&label.text),
             };
             colours.insert(&label.text, colour);
         }
@@ -80,6 +88,19 @@ fn lines(report: &Report, weight: Weight, colours: &mut PaletteMap) -> Vec<Strin
         lines.push(format!("{} {value}", frames.join(";")));
     }
     lines
+}
+
+/// A soft green that depends on the name (by its FNV-1a hash).
+fn program_colour(name: &str) -> Color {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let [.., x, y, z] = hash.to_le_bytes();
+    Color {
+        r: 120 + x / 4,
+        g: 196 + y / 8,
+        b: 120 + z / 4,
+    }
 }
 
 fn unit(weight: Weight) -> &'static str {
@@ -95,27 +116,44 @@ fn title(report: &Report, weight: Weight) -> String {
     let totals = &report.totals;
     let what = match weight {
         Weight::LiveBytes => format!(
-            "{} held in {} blocks",
+            "{} held in {}",
             quantity::bytes_fine(totals.live_bytes()),
-            quantity::count(totals.live_blocks())
+            quantity::things(totals.live_blocks(), "block")
         ),
         Weight::LiveBlocks => format!(
-            "{} blocks held ({})",
-            quantity::count(totals.live_blocks()),
+            "{} held ({})",
+            quantity::things(totals.live_blocks(), "block"),
             quantity::bytes_fine(totals.live_bytes())
         ),
         Weight::AllocBytes => format!(
-            "{} allocated in {} blocks, freed ones included",
+            "{} allocated in {}, freed ones included",
             quantity::bytes_fine(totals.alloc_bytes),
-            quantity::count(totals.alloc_blocks)
+            quantity::things(totals.alloc_blocks, "block")
         ),
         Weight::AllocBlocks => format!(
-            "{} blocks allocated ({}), freed ones included",
-            quantity::count(totals.alloc_blocks),
+            "{} allocated ({}), freed ones included",
+            quantity::things(totals.alloc_blocks, "block"),
             quantity::bytes_fine(totals.alloc_bytes)
         ),
     };
-    format!("{process} ({}): {what}", report.process.pid)
+    // Totals know nothing of filters.
+    let weights = report.sites.iter().map(|site| site.weight(weight));
+    let shown = weights.fold(0, u64::saturating_add);
+    let filtered = match (shown < total(report, weight), unit(weight)) {
+        (false, _) => String::new(),
+        (true, "bytes") => format!(", {} shown", quantity::bytes_fine(shown)),
+        (true, _) => format!(", {} shown", quantity::count(shown)),
+    };
+    format!("{process} ({}): {what}{filtered}", report.process.pid)
+}
+
+fn total(report: &Report, weight: Weight) -> u64 {
+    match weight {
+        Weight::LiveBytes => report.totals.live_bytes(),
+        Weight::LiveBlocks => report.totals.live_blocks(),
+        Weight::AllocBytes => report.totals.alloc_bytes,
+        Weight::AllocBlocks => report.totals.alloc_blocks,
+    }
 }
 
 /// `2026-11-21 03:14:07 +0100, 60 s traced | lost 0 | …`
@@ -135,7 +173,6 @@ fn subtitle(report: &Report) -> String {
     if let Some(share) = report.complete_share {
         text.push_str(&format!(" | stacks complete {}", quantity::percent(share)));
     }
-    text.push_str(" | orange: allocator, grey: no symbol or callers unknown");
     text
 }
 

@@ -25,7 +25,7 @@
 //! | `counters` | every counter by its name |
 //! | `nested_calls` | list of `outer`, `inner` (`alloc`, `alloc_array`, `realloc`, `realloc_array`, `alloc_out`, `free`), `count`: allocator calls made inside others, counted as part of the outer one; only those that occurred |
 //! | `totals` | over all stacks, whatever filters by age say: `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`, `freed_blocks`; `lost` events (not 0: all of these are lower bounds), `inexact` events, `exact` (neither occurred), `complete_share` of the allocations have complete stacks |
-//! | `alloc_rate` | allocations per second |
+//! | `alloc_per_second` | allocations per second, since the report before or, at the end, the start |
 //! | `cost` | share of the target's CPU time that tracing takes |
 //! | `pair_cost_ns` | what one allocation with its free costs, measured at the start |
 //! | `memory` | `at_start` and `now`: `rss_bytes`, `rss_anon_bytes`, `rss_file_bytes`, `rss_shmem_bytes`, `swap_bytes`, `vm_size_bytes`, `threads`, `descriptors`, `cgroup_usage_bytes`, `cgroup_limit_bytes` |
@@ -86,7 +86,7 @@ pub struct Document<'a> {
     counters: BTreeMap<&'static str, u64>,
     nested_calls: Vec<NestedCalls>,
     totals: Totals,
-    alloc_rate: f64,
+    alloc_per_second: f64,
     cost: Option<f64>,
     pair_cost_ns: Option<u64>,
     memory: Memory,
@@ -230,7 +230,7 @@ impl<'a> Document<'a> {
                 .collect(),
             nested_calls: nested_calls(report),
             totals: Totals::of(report),
-            alloc_rate: report.alloc_rate,
+            alloc_per_second: report.alloc_rate,
             cost: report.cost,
             pair_cost_ns: trace.pair_cost.map(nanoseconds),
             memory: Memory {

@@ -101,6 +101,13 @@ pub fn count(value: u64) -> String {
     format!("{scaled:.*} {unit}", usize::from(scaled < 99.95))
 }
 
+/// A count of things, `noun` in the singular: `1 block`, `52 310 blocks`.
+#[must_use]
+pub fn things(value: u64, noun: &str) -> String {
+    let plural = if value == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", count(value))
+}
+
 /// A count to the last digit: `2 104 377`.
 #[must_use]
 pub fn grouped(value: u64) -> String {
@@ -251,6 +258,8 @@ mod tests {
         assert_eq!(count(2_104_377), "2.1 M");
         assert_eq!(count(999_999_999), "1.0 G");
         assert_eq!(grouped(2_104_377), "2 104 377");
+        assert_eq!(things(1, "block"), "1 block");
+        assert_eq!(things(52_310, "block"), "52 310 blocks");
         assert_eq!(rate(38_123.0), "38.1 k");
         assert_eq!(rate(912.4), "912");
         assert_eq!(rate(999.9), "1.0 k");

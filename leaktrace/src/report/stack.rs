@@ -86,7 +86,7 @@ fn innermost_text(frame: &Frame, columns: usize) -> (String, String) {
 fn nameless(end: Completeness) -> String {
     match end {
         Completeness::Complete => "[no stack]".to_owned(),
-        Completeness::Incomplete(reason) => format!("[no stack: {}]", name::clean(reason)),
+        Completeness::Incomplete(reason) => format!("[{}]", name::clean(reason)),
     }
 }
 
@@ -126,34 +126,42 @@ pub fn whole(site: &Site, indent: usize, columns: Option<usize>) -> impl Iterato
 /// `Session::create(User const&) at src/session.cc:88, inlined`, or
 /// `qsort+0x1f in libc.so.6`.
 fn frame_line(frame: &Frame, columns: Option<usize>) -> Line {
-    let mut line = Line::default();
     let mut function = name::function(frame);
-    let mut rest = match name::place(frame, true) {
-        Some(place) => format!(" at {place}"),
-        None => match (&frame.symbol, &frame.module) {
-            (Some(_), Some(module)) => {
-                let offset = match frame.symbol_offset {
-                    0 => String::new(),
-                    offset => format!("+{offset:#x}"),
-                };
-                format!("{offset} in {}", name::clean(name::file_name(module)))
-            }
-            _ => String::new(),
-        },
-    };
-    if frame.inlined {
-        rest.push_str(", inlined");
-    }
+    let mut place = frame_place(frame, true);
     if let Some(columns) = columns {
+        if width(&function) + width(&place) > columns {
+            place = frame_place(frame, false);
+        }
         // Half of the line at least is the function's.
-        let room = columns.saturating_sub(width(&rest)).max(columns / 2);
+        let room = columns.saturating_sub(width(&place)).max(columns / 2);
         function = name::fitted(&function, room).into_owned().into();
     }
     let look = match frame.kind {
         FrameKind::Program => Look::Plain,
         FrameKind::Allocator => Look::Faint,
     };
+    let mut line = Line::default();
     line.push(look, function);
-    line.push(Look::Faint, rest);
+    line.push(Look::Faint, place);
     line
+}
+
+/// Where a frame's code is, to follow its function's name.
+fn frame_place(frame: &Frame, whole_path: bool) -> String {
+    let mut text = match (name::place(frame, whole_path), &frame.symbol, &frame.module) {
+        (Some(place), ..) => format!(" at {place}"),
+        (None, Some(_), Some(module)) => {
+            let module = name::clean(name::file_name(module));
+            match frame.symbol_offset {
+                0 => format!(" in {module}"),
+                offset => format!("+{offset:#x} in {module}"),
+            }
+        }
+        // Without a symbol the place is the name.
+        _ => String::new(),
+    };
+    if frame.inlined {
+        text.push_str(", inlined");
+    }
+    text
 }

@@ -4,7 +4,7 @@
 use leaktrace_common::counter::{Counter, Effect};
 
 use crate::{
-    model::{MemorySample, Report, Site},
+    model::{MemorySample, Report, Site, SortKey},
     report::{
         line::{Line, Look, width},
         quantity, stack,
@@ -39,7 +39,7 @@ pub fn render(report: &Report, options: &TableOptions) -> String {
     let warning = warning(report);
     let has_warning = warning.is_some();
     lines.extend(warning);
-    let shown = &report.sites[..report.sites.len().min(options.top)];
+    let shown = shown_sites(report, options.top);
     let columns = Columns::of(shown, options.width);
     for (index, site) in shown.iter().enumerate() {
         let mut line = columns.line(index + 1, site);
@@ -62,6 +62,15 @@ pub fn render(report: &Report, options: &TableOptions) -> String {
     }
     text.push('\n');
     text
+}
+
+/// The sites worth a person's time: at most `top`, and none that holds nothing
+/// unless the order is by what was allocated.
+pub(super) fn shown_sites(report: &Report, top: usize) -> &[Site] {
+    let worth =
+        |site: &&Site| report.trace.sort == SortKey::AllocBytes || site.sums.live_blocks() > 0;
+    let count = report.sites.iter().take(top).take_while(worth).count();
+    &report.sites[..count]
 }
 
 /// A part of a header line: the same thing said ever more briefly. The last
@@ -101,20 +110,30 @@ impl Part {
     }
 }
 
-/// Joins parts, each in the longest form with which all fit into `columns`;
-/// when none fits, the shortest.
+/// Joins parts in the longest forms with which all fit into `columns`; when
+/// none fit, in the shortest.
 fn joined(parts: &[Part], columns: usize) -> Line {
     let mut steps = vec![0; parts.len()];
     let mut order: Vec<usize> = (0..parts.len()).collect();
     order.sort_by_key(|index| parts[*index].importance);
+    let fits = |steps: &[usize]| join(parts, steps).width() <= columns;
     let most = parts.iter().map(|part| part.forms.len()).max().unwrap_or(0);
-    for step in 1..most {
+    'shorten: for step in 1..most {
         for index in &order {
-            let line = join(parts, &steps);
-            if line.width() <= columns {
-                return line;
+            if fits(&steps) {
+                break 'shorten;
             }
             steps[*index] = step;
+        }
+    }
+    // What was dropped last may leave room for what was shortened before.
+    for index in order.iter().rev() {
+        for step in 0..steps[*index] {
+            let shortened = std::mem::replace(&mut steps[*index], step);
+            if fits(&steps) {
+                break;
+            }
+            steps[*index] = shortened;
         }
     }
     join(parts, &steps)
@@ -143,7 +162,10 @@ fn events_line(report: &Report, columns: usize) -> Line {
     let blocks = quantity::count(report.totals.live_blocks());
     let rate = quantity::rate(report.alloc_rate);
     let live = [
-        format!("live {bytes} in {blocks} blocks"),
+        format!(
+            "live {bytes} in {}",
+            quantity::things(report.totals.live_blocks(), "block")
+        ),
         format!("live {bytes} in {blocks}"),
         format!("live {bytes}"),
     ];
@@ -270,7 +292,7 @@ fn warning(report: &Report) -> Option<Line> {
         (0, 0) => return None,
         (_, 0) => "totals are a lower bound",
         (0, _) => "totals are inexact",
-        (_, _) => "totals are inexact, some blocks are missing",
+        (_, _) => "totals are a lower bound, and inexact",
     };
     let mut reasons: Vec<_> = Counter::ALL
         .iter()
@@ -297,20 +319,25 @@ fn warning(report: &Report) -> Option<Line> {
 fn rest_line(report: &Report, shown: &[Site]) -> Option<Line> {
     let hidden = report.site_count.saturating_sub(shown.len());
     let mut line = Line::default();
-    if shown.is_empty() && hidden == 0 {
+    if shown.is_empty() {
         line.push(Look::Plain, format!("    {}", nothing_held(report)));
         return Some(line);
     }
     if hidden == 0 {
         return None;
     }
-    let sites = if hidden == 1 { "site" } else { "sites" };
-    let mut text = format!("    … {} more {sites}", quantity::count(hidden as u64));
+    let mut text = format!("    … {}", quantity::things(hidden as u64, "more site"));
     if !report.ages_known {
         // Then no filter by age applies, and totals and sites mean the same.
-        let held: u64 = shown.iter().map(|site| site.sums.live_bytes()).sum();
+        let held = shown
+            .iter()
+            .map(|site| site.sums.live_bytes())
+            .fold(0, u64::saturating_add);
         let rest = report.totals.live_bytes().saturating_sub(held);
-        text.push_str(&format!(", {}", quantity::bytes(rest)));
+        match rest {
+            0 => text.push_str(", nothing held"),
+            _ => text.push_str(&format!(", {}", quantity::bytes(rest))),
+        }
     }
     line.push(Look::Faint, text);
     Some(line)

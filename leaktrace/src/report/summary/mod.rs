@@ -1,0 +1,315 @@
+//! The final report, which is also the `txt` output: what is held, by whole
+//! stacks, and what was not seen.
+
+mod memory;
+mod unseen;
+mod verdict;
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    model::{EndReason, Report, Site, SortKey},
+    report::{
+        line::{Line, Look},
+        name, quantity, stack, table,
+    },
+};
+
+/// How the summary is to look.
+#[derive(Clone, Copy, Debug)]
+pub struct SummaryOptions {
+    /// Columns to fit lines into, by shortening names; `None` for a file.
+    pub width: Option<usize>,
+    /// Whether escape sequences for colours are allowed.
+    pub colour: bool,
+    /// Most sites to show.
+    pub top: usize,
+}
+
+/// The whole summary.
+#[must_use]
+pub fn render(report: &Report, options: &SummaryOptions) -> String {
+    let mut page = Page {
+        options: *options,
+        text: String::new(),
+    };
+    header(report, &mut page);
+    page.gap();
+    verdict::write(report, &mut page);
+    sites(report, &mut page);
+    page.gap();
+    unseen::write(report, &mut page);
+    page.gap();
+    memory::write(report, &mut page);
+    page.text
+}
+
+/// The lines that follow the summary on a terminal: the files written, and
+/// what to do with them, after an empty line. Empty when nothing was written.
+#[must_use]
+pub fn closing(written: &[PathBuf]) -> String {
+    let mut text = String::new();
+    let shown = |path: &Path| name::clean(&path.to_string_lossy()).into_owned();
+    let Some(first) = written.first() else {
+        return text;
+    };
+    let directory = first
+        .parent()
+        .filter(|directory| !directory.as_os_str().is_empty());
+    let together = written.iter().all(|path| path.parent() == first.parent());
+    let names: Vec<_> = match (directory, together) {
+        (Some(directory), true) => {
+            text = format!("\nWritten to {}/: ", shown(directory).trim_end_matches('/'));
+            written
+                .iter()
+                .filter_map(|path| path.file_name())
+                .map(|n| shown(n.as_ref()))
+                .collect()
+        }
+        _ => {
+            text.push_str("\nWritten: ");
+            written.iter().map(|path| shown(path)).collect()
+        }
+    };
+    text.push_str(&names.join(", "));
+    text.push('\n');
+    let picture = written
+        .iter()
+        .find(|path| path.extension().is_some_and(|e| e == "svg"));
+    if let Some(picture) = picture {
+        let path = shown(picture);
+        _ = writeln!(text, "Look at it in a browser:  {}", quoted(&path));
+    }
+    text
+}
+
+/// The path as a shell takes it back.
+fn quoted(path: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    if path.chars().all(plain) {
+        return path.to_owned();
+    }
+    format!("'{}'", path.replace('\'', "'\\''"))
+}
+
+/// Collects lines.
+struct Page {
+    options: SummaryOptions,
+    text: String,
+}
+
+impl Page {
+    fn line(&mut self, line: &Line) {
+        line.render(self.options.colour, &mut self.text);
+    }
+
+    fn say(&mut self, look: Look, text: impl Into<String>) {
+        let mut line = Line::default();
+        line.push(look, text);
+        self.line(&line);
+    }
+
+    fn gap(&mut self) {
+        if !self.text.is_empty() && !self.text.ends_with("\n\n") {
+            self.text.push('\n');
+        }
+    }
+}
+
+/// Who, since when, until when, and what was watched.
+fn header(report: &Report, page: &mut Page) {
+    let process = &report.process;
+    let exe = process.exe.to_string_lossy();
+    let mut line = Line::default();
+    line.push(
+        Look::Strong,
+        format!("{} ({})", name::clean(&process.name), process.pid),
+    );
+    line.push(Look::Plain, format!(" {}", name::clean(&exe)));
+    let since = process.started.strftime("%F %T");
+    line.push(Look::Plain, format!(", running since {since}"));
+    page.line(&line);
+    page.say(
+        Look::Plain,
+        format!("traced {}{}", period(report), ending(report)),
+    );
+    for file in &report.trace.watched {
+        let path = file.path.to_string_lossy();
+        page.say(
+            Look::Plain,
+            format!(
+                "watched {} in {}: {}",
+                quantity::things(file.functions.len() as u64, "function"),
+                name::clean(&path),
+                name::clean(&file.functions.join(", "))
+            ),
+        );
+    }
+    // Filters are told with what was not seen.
+    let others: Vec<_> = report
+        .trace
+        .options
+        .iter()
+        .filter(|option| !unseen::is_filter(option))
+        .collect();
+    if !others.is_empty() {
+        page.say(Look::Plain, format!("options {}", options_text(&others)));
+    }
+}
+
+fn options_text(options: &[&(String, String)]) -> String {
+    let texts: Vec<_> = options
+        .iter()
+        .map(|(option, value)| {
+            format!(
+                "--{} {}",
+                name::clean(option.trim_start_matches('-')),
+                name::clean(value)
+            )
+        })
+        .collect();
+    texts.join(" ")
+}
+
+/// `60 s, 2026-11-21 03:14:07 +0100 to 03:15:07`
+fn period(report: &Report) -> String {
+    let (from, to) = covered(report);
+    let until = if from.date() == to.date() {
+        "%T"
+    } else {
+        "%F %T"
+    };
+    format!(
+        "{}, {} to {}",
+        quantity::duration(report.elapsed),
+        from.strftime("%F %T %z"),
+        to.strftime(until)
+    )
+}
+
+/// The wall clock's times between which events counted.
+fn covered(report: &Report) -> (&jiff::Zoned, jiff::Zoned) {
+    let from = &report.trace.started;
+    let to = from
+        .checked_add(report.elapsed)
+        .unwrap_or_else(|_| report.taken.clone());
+    (from, to)
+}
+
+fn ending(report: &Report) -> String {
+    let process = name::clean(&report.process.name);
+    match &report.end {
+        None => ", still tracing".to_owned(),
+        Some(EndReason::Duration) => ", ended by --duration".to_owned(),
+        Some(EndReason::Signal("SIGINT")) => ", ended by Ctrl-C".to_owned(),
+        Some(EndReason::Signal("SIGTSTP")) => ", ended by Ctrl-Z".to_owned(),
+        Some(EndReason::Signal(signal)) => format!(", ended by {signal}"),
+        Some(EndReason::TargetExit) => format!(", until {process} exited"),
+        Some(EndReason::TargetExec) => format!(", until {process} replaced itself by exec"),
+        Some(EndReason::OutputClosed) => ", until nobody read the output any more".to_owned(),
+        Some(EndReason::Overhead { .. }) => ", ended by --max-overhead".to_owned(),
+    }
+}
+
+/// Whole stacks of the first sites, and of those that grow.
+fn sites(report: &Report, page: &mut Page) {
+    let shown = table::shown_sites(report, page.options.top).len();
+    if shown == 0 {
+        if report.totals.live_blocks() > 0 {
+            page.gap();
+            page.say(
+                Look::Plain,
+                format!("{}.", capital(&table::nothing_held(report))),
+            );
+        }
+        return;
+    }
+    page.gap();
+    let count = quantity::count(report.site_count as u64);
+    let order = order_text(report.trace.sort);
+    let title = match (report.site_count, shown == report.site_count) {
+        (1, _) => "The only site:".to_owned(),
+        (_, true) => format!("All {count} sites, by {order}:"),
+        (_, false) => format!("The first {shown} of {count} sites, by {order}:"),
+    };
+    page.say(Look::Strong, title);
+    for (index, site) in report.sites.iter().take(shown).enumerate() {
+        page.gap();
+        whole_site(index + 1, site, page);
+    }
+    let rest: Vec<_> = report
+        .growing
+        .iter()
+        .filter(|index| **index >= shown)
+        .collect();
+    if rest.is_empty() {
+        return;
+    }
+    page.gap();
+    page.say(Look::Strong, "Not among them, but growing fast:");
+    for index in rest {
+        if let Some(site) = report.sites.get(*index) {
+            page.gap();
+            whole_site(index + 1, site, page);
+        }
+    }
+}
+
+fn order_text(sort: SortKey) -> &'static str {
+    match sort {
+        SortKey::LiveBytes => "live bytes",
+        SortKey::Growth => "growth",
+        SortKey::LiveBlocks => "live blocks",
+        SortKey::AllocBytes => "bytes allocated",
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(characters).collect()
+    })
+}
+
+fn whole_site(rank: usize, site: &Site, page: &mut Page) {
+    let sums = &site.sums;
+    let growth = match quantity::growth(site.growth_per_minute) {
+        none if none == "+0" => "+0/min".to_owned(),
+        growth => growth,
+    };
+    let mut line = Line::default();
+    line.push(Look::Faint, format!("{rank:>3}  "));
+    line.push(Look::Strong, quantity::bytes(sums.live_bytes()));
+    let mut rest = format!(
+        " in {}, {growth}, {} of {} freed",
+        quantity::things(sums.live_blocks(), "block"),
+        quantity::percent(sums.freed_share()),
+        quantity::count(sums.alloc_blocks),
+    );
+    if let Some(age) = site.oldest_age {
+        rest.push_str(&format!(", oldest {}", quantity::duration(age)));
+    }
+    line.push(Look::Plain, rest);
+    page.line(&line);
+    for line in stack::whole(site, 7, page.options.width) {
+        page.line(&line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_in_different_places_are_named_in_full_and_can_be_pasted() {
+        assert_eq!(closing(&[]), "");
+        assert_eq!(closing(&["a.json".into()]), "\nWritten: a.json\n");
+        assert_eq!(
+            closing(&["/tmp/a.json".into(), "it's.svg".into()]),
+            "\nWritten: /tmp/a.json, it's.svg\nLook at it in a browser:  'it'\\''s.svg'\n"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! What the report comes to, in the first sentences of the summary.
+
+use std::cmp::Ordering;
+
+use leaktrace_common::counter::Counter;
+
+use super::{Page, covered};
+use crate::{
+    model::{EndReason, Report},
+    report::{line::Look, name, quantity},
+};
+
+/// What a tired person needs, in the first sentences.
+pub(super) fn write(report: &Report, page: &mut Page) {
+    let process = name::clean(&report.process.name);
+    let totals = &report.totals;
+    let elapsed = quantity::duration(report.elapsed);
+    if let Some(EndReason::Overhead { cost, limit }) = report.end {
+        let (from, to) = covered(report);
+        page.say(
+            Look::Alarm,
+            format!(
+                "DETACHED after {elapsed}: tracing took {} of {process}'s CPU (limit {}). The report covers {}-{}.",
+                quantity::percent(cost),
+                quantity::percent(limit),
+                from.strftime("%T"),
+                to.strftime("%T"),
+            ),
+        );
+    }
+    if totals.alloc_blocks == 0 {
+        page.say(Look::Strong, nothing_seen(report));
+    } else {
+        page.say(Look::Strong, held(report));
+    }
+    let (lost, inexact) = (report.lost(), report.inexact());
+    if lost > 0 {
+        let lost = quantity::grouped(lost);
+        page.say(
+            Look::Alarm,
+            format!("Totals are a lower bound: {lost} events were lost (see below)."),
+        );
+    }
+    if inexact > 0 {
+        let inexact = quantity::grouped(inexact);
+        page.say(
+            Look::Alarm,
+            format!("Totals are inexact: {inexact} events could not be told apart (see below)."),
+        );
+    }
+    for note in &report.notes {
+        page.say(Look::Plain, name::clean(note));
+    }
+    page.say(Look::Plain, beside_rss(report));
+}
+
+fn nothing_seen(report: &Report) -> String {
+    let process = name::clean(&report.process.name);
+    let elapsed = quantity::duration(report.elapsed);
+    let calls = report.counter(Counter::AllocCalls);
+    let filtered = report.counter(Counter::Filtered);
+    match (calls, filtered) {
+        (0, _) => {
+            format!(
+                "malloc was never called in {elapsed}: {process} is idle, or it uses another allocator."
+            )
+        }
+        (_, 0) => format!(
+            "No allocation was recorded in {elapsed}, though {} calls asked for memory.",
+            quantity::grouped(calls)
+        ),
+        _ => format!(
+            "Nothing passed the size filter in {elapsed}: it left out {} allocations.",
+            quantity::grouped(filtered)
+        ),
+    }
+}
+
+fn held(report: &Report) -> String {
+    let totals = &report.totals;
+    let elapsed = quantity::duration(report.elapsed);
+    let blocks = quantity::things(totals.alloc_blocks, "block");
+    let freed = quantity::percent(totals.freed_share());
+    if totals.live_blocks() == 0 {
+        return format!("Nothing is held: {blocks} allocated in {elapsed}, all freed.");
+    }
+    let live = quantity::bytes_fine(totals.live_bytes());
+    if report.growing.is_empty() {
+        let largest = report.sites.iter().map(|site| site.sums.live_bytes()).max();
+        let largest = largest.map_or_else(String::new, |bytes| {
+            format!(" (largest site {})", quantity::bytes(bytes))
+        });
+        return format!(
+            "No site grew in {elapsed}: {blocks} allocated, {freed} freed, {live} held{largest}."
+        );
+    }
+    format!(
+        "{live} held in {}: {blocks} allocated in {elapsed}, {freed} freed.",
+        quantity::things(totals.live_blocks(), "block"),
+    )
+}
+
+/// How far the blocks seen explain what RSS did.
+fn beside_rss(report: &Report) -> String {
+    const NOTEWORTHY: u64 = 4 << 20;
+    let (Some(then), Some(now)) = (report.memory_at_start.rss, report.memory.rss) else {
+        return "RSS could not be read.".to_owned();
+    };
+    let live = report.totals.live_bytes();
+    let grown = now.saturating_sub(then);
+    let (now_text, grown_text) = (quantity::bytes_fine(now), quantity::bytes_short(grown));
+    if grown >= NOTEWORTHY && live < grown / 2 {
+        let held = match live {
+            0 => "none of it".to_owned(),
+            _ => format!("only {}", quantity::bytes_short(live)),
+        };
+        return format!(
+            "RSS grew {grown_text}, {held} by blocks of malloc: look for mappings, a runtime's own heap, \
+             or free memory that malloc keeps."
+        );
+    }
+    match now.cmp(&then) {
+        Ordering::Less => {
+            format!(
+                "RSS shrank by {}, to {now_text}.",
+                quantity::bytes_short(then - now)
+            )
+        }
+        Ordering::Equal => format!("RSS stayed at {now_text}."),
+        Ordering::Greater => format!("RSS grew {grown_text}, to {now_text}."),
+    }
+}

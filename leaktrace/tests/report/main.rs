@@ -1,0 +1,297 @@
+//! Reports as people and programs get them, compared with files under
+//! `tests/golden/`. `LEAKTRACE_BLESS=1 cargo test` writes those anew; look at
+//! the difference before committing it.
+
+#[path = "fixture.rs"]
+mod fixture;
+
+use std::{fs, path::PathBuf};
+
+use leaktrace::{
+    model::{EndReason, Report, SortKey, Weight},
+    report::{
+        export::{ExportOptions, Format},
+        flamegraph, folded,
+        json::Document,
+        line::width,
+        summary::{self, SummaryOptions},
+        table::{self, TableOptions},
+    },
+};
+use proptest::prelude::*;
+use unicode_width::UnicodeWidthStr as _;
+
+fn golden(name: &str, text: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    if std::env::var_os("LEAKTRACE_BLESS").is_some() {
+        fs::write(&path, text).expect("the golden file can be written");
+        return;
+    }
+    let wanted = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        wanted == text,
+        "{} differs (LEAKTRACE_BLESS=1 writes it anew); now it is:\n{text}",
+        path.display()
+    );
+}
+
+fn table(report: &Report, width: usize) -> String {
+    table::render(
+        report,
+        &TableOptions {
+            width,
+            colour: false,
+            stacks: false,
+            top: 10,
+        },
+    )
+}
+
+fn summary(report: &Report) -> String {
+    summary::render(
+        report,
+        &SummaryOptions {
+            width: None,
+            colour: false,
+            top: 10,
+        },
+    )
+}
+
+#[test]
+fn tables_at_two_widths() {
+    for width in [80, 140] {
+        let tables = [
+            table(&fixture::leaking(), width),
+            table(&fixture::with_losses(fixture::leaking()), width),
+            table(&fixture::bare(), width),
+        ];
+        golden(&format!("table-{width}.txt"), &tables.join("---\n"));
+    }
+}
+
+#[test]
+fn table_with_whole_stacks() {
+    let options = TableOptions {
+        width: 100,
+        colour: false,
+        stacks: true,
+        top: 2,
+    };
+    golden(
+        "table-stacks.txt",
+        &table::render(&fixture::leaking(), &options),
+    );
+}
+
+#[test]
+fn summaries() {
+    let interrupted = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
+    golden("summary-leaking.txt", &summary(&interrupted));
+    let mut braked = fixture::with_losses(interrupted.clone());
+    braked.end = Some(EndReason::Overhead {
+        cost: 0.57,
+        limit: 0.5,
+    });
+    braked
+        .trace
+        .options
+        .push(("min-size".to_owned(), "4 KiB".to_owned()));
+    golden("summary-brake.txt", &summary(&braked));
+    golden("summary-silent.txt", &summary(&fixture::silent()));
+    golden("summary-healthy.txt", &summary(&fixture::healthy()));
+}
+
+#[test]
+fn json_report() {
+    let report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
+    let text = serde_json::to_string_pretty(&Document::of(&report)).unwrap() + "\n";
+    golden("report.json", &text);
+    let options = ExportOptions {
+        weight: Weight::LiveBytes,
+        top: 10,
+    };
+    let bytes = Format::Json.exporter().export(&report, &options).unwrap();
+    let written: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(
+        written,
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    );
+}
+
+#[test]
+fn folded_stacks() {
+    golden(
+        "live-bytes.folded",
+        &folded::render(&fixture::leaking(), Weight::LiveBytes),
+    );
+}
+
+#[test]
+fn flamegraph_has_title_units_and_two_colours() {
+    let svg = flamegraph::render(&fixture::leaking(), Weight::LiveBlocks).unwrap();
+    let svg = String::from_utf8(svg).unwrap();
+    assert!(svg.contains(">orderd (4242): 52 310 blocks held (41.2 MiB)</text>"));
+    assert!(svg.contains("2026-11-21 03:14:07 +0100, 60 s traced | lost 0 "));
+    let colour = |name: &str| {
+        let frame = svg
+            .split("<g>")
+            .find(|part| part.starts_with(&format!("<title>{name}")));
+        let frame = frame.unwrap_or_else(|| panic!("no frame {name}"));
+        frame
+            .split("fill=\"")
+            .nth(1)
+            .unwrap()
+            .split('"')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    assert!(svg.contains("<title>Session::create(User const&amp;) (46,113 blocks, "));
+    assert_eq!(
+        colour("malloc (libc.so.6)"),
+        colour("operator new(unsigned long) (libc.so.6)")
+    );
+    assert_ne!(colour("malloc (libc.so.6)"), colour("Worker::run()"));
+    assert_ne!(
+        colour("[incomplete: a function keeps no frame pointer]"),
+        colour("Worker::run()")
+    );
+    let again = flamegraph::render(&fixture::leaking(), Weight::LiveBlocks).unwrap();
+    assert_eq!(
+        svg.as_bytes(),
+        again,
+        "the same report gives the same picture"
+    );
+}
+
+#[test]
+fn flamegraph_without_blocks_says_so() {
+    let svg = flamegraph::render(&fixture::silent(), Weight::LiveBytes).unwrap();
+    golden("empty.svg", std::str::from_utf8(&svg).unwrap());
+}
+
+#[test]
+fn table_has_at_most_four_lines_besides_the_sites() {
+    let mut report = fixture::with_losses(fixture::leaking());
+    report.site_count = 100;
+    for top in 1..=6 {
+        for report in [&report, &fixture::leaking(), &fixture::bare()] {
+            let options = TableOptions {
+                width: 100,
+                colour: false,
+                stacks: false,
+                top,
+            };
+            assert!(table::render(report, &options).lines().count() <= top + 4);
+        }
+    }
+}
+
+#[test]
+fn a_site_that_holds_nothing_takes_no_line_unless_asked_for() {
+    let mut report = fixture::leaking();
+    report.sites[3].sums.freed_blocks = report.sites[3].sums.alloc_blocks;
+    report.sites[3].sums.freed_bytes = report.sites[3].sums.alloc_bytes;
+    report.totals.freed_blocks += 4;
+    report.totals.freed_bytes += 900;
+    let table_now = table(&report, 140);
+    assert!(
+        table_now.contains("… 1 more site, nothing held"),
+        "{table_now}"
+    );
+    assert!(!table_now.contains("stack not stored") && !summary(&report).contains("  4  "));
+    report.trace.sort = SortKey::AllocBytes;
+    assert!(table(&report, 140).contains("[stack not stored]"));
+}
+
+#[test]
+fn a_hostile_name_does_not_reach_the_terminal() {
+    let mut report = fixture::with_frames(vec![fixture::named("\x1b]0;owned\x07\u{9b}2Jf\nx")]);
+    report.process.name = "\x1b[2Jx".to_owned();
+    report.process.exe = "/tmp/\x1b[2J".into();
+    report.trace.watched[0].path = "/\x1b[2J".into();
+    let texts = [
+        table(&report, 120),
+        summary(&report),
+        folded::render(&report, Weight::LiveBytes),
+        String::from_utf8(flamegraph::render(&report, Weight::LiveBytes).unwrap()).unwrap(),
+        summary::closing(&["a/\x1b[2J.svg".into()]),
+    ];
+    for text in texts {
+        assert!(
+            !text
+                .chars()
+                .any(|c| c.is_control() && c != '\n' && c != '\t'),
+            "{text:?}"
+        );
+    }
+}
+
+/// Names as they come, and as nobody expects them.
+fn name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[a-zA-Z_:]{1,60}",
+        "([a-z]{1,9}(::|<|>|\\(|\\)|, | )){0,12}[a-z]{1,9}",
+        "[漢字가e\u{301}\u{fe0f}\u{200d}👩\u{2764}\u{1f3fd}]{0,60}",
+        "[ ;#0-9.\n\t\u{1b}]{0,12}",
+        "\\PC{0,60}",
+        ".{0,30}",
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_line_is_wider_than_the_terminal(
+        names in prop::collection::vec(name(), 1..12),
+        columns in 1_usize..200,
+        (stacks, losses, blocks) in any::<(bool, bool, u64)>(),
+    ) {
+        let frames = names.iter().map(|name| fixture::named(name)).collect();
+        let mut report = fixture::with_frames(frames);
+        report.totals.alloc_blocks = blocks;
+        report.totals.alloc_bytes = blocks;
+        report.sites[0].sums.alloc_bytes = blocks;
+        report.sites[0].growth_per_minute = -(blocks as f64);
+        if losses {
+            report = fixture::with_losses(report);
+        }
+        let options = TableOptions { width: columns, colour: false, stacks, top: 10 };
+        for line in table::render(&report, &options).lines() {
+            prop_assert!(width(line) <= columns && line.width() <= columns, "{line:?}");
+        }
+        let options = SummaryOptions { width: Some(columns), colour: false, top: 10 };
+        let text = summary::render(&report, &options);
+        let stack = text.lines().skip_while(|line| !line.starts_with("  1  ")).skip(1);
+        for line in stack.take(names.len()) {
+            prop_assert!(line.width() <= columns, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn folded_lines_parse_back(
+        names in prop::collection::vec(prop::collection::vec(name(), 1..6), 1..5),
+        weights in prop::collection::vec(1..u64::from(u32::MAX), 5),
+    ) {
+        let mut report = fixture::bare();
+        for (index, (names, weight)) in names.iter().zip(&weights).enumerate() {
+            let frames = names.iter().map(|name| fixture::named(name)).collect();
+            report.sites.push(fixture::site(index as u64, (*weight, 1), (0, 0), frames));
+        }
+        let text = folded::render(&report, Weight::LiveBytes);
+        prop_assert_eq!(text.lines().count(), report.sites.len());
+        for (line, site) in text.lines().zip(&report.sites) {
+            let (stack, weight) = line.rsplit_once(' ').unwrap();
+            prop_assert_eq!(weight.parse::<u64>().unwrap(), site.sums.live_bytes());
+            prop_assert_eq!(stack.split(';').count(), site.frames.len());
+            prop_assert!(stack.split(';').all(|frame| !frame.trim().is_empty()));
+        }
+        let svg = flamegraph::render(&report, Weight::LiveBytes).unwrap();
+        let svg = String::from_utf8(svg).unwrap();
+        let total: u64 = report.sites.iter().map(|site| site.sums.live_bytes()).sum();
+        let total = format!("total_samples=\"{total}\"");
+        prop_assert!(svg.contains(&total), "no line was taken for something else");
+    }
+}
