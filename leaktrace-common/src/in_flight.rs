@@ -57,7 +57,11 @@ impl InFlight {
         function_ip: 0,
         return_address: 0,
         pointer: 0,
-        old: LiveValue { size_and_flags: 0, stack_id: 0, time_ns: 0 },
+        old: LiveValue {
+            size_and_flags: 0,
+            stack_id: 0,
+            time_ns: 0,
+        },
         window: [0; WINDOW_WORDS + 2],
         window_start: 0,
         window_size: 0,

@@ -50,7 +50,11 @@ const C_FLAGS: &[&str] = &[
 pub fn fixture(name: &str) -> Result<PathBuf> {
     let source = SOURCES
         .iter()
-        .find(|source| source.rsplit_once('.').is_some_and(|(stem, _)| stem == name))
+        .find(|source| {
+            source
+                .rsplit_once('.')
+                .is_some_and(|(stem, _)| stem == name)
+        })
         .with_context(|| format!("no fixture is called {name}"))?;
     let source = sources().join(source);
     let program = directory()?.join(name);
@@ -74,7 +78,11 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
 /// When it does not compile.
 pub fn static_fixture(name: &str) -> Result<PathBuf> {
     let program = directory()?.join(format!("{name}-static"));
-    compile(&sources().join(format!("{name}.c")), &program, &["-static".into()])?;
+    compile(
+        &sources().join(format!("{name}.c")),
+        &program,
+        &["-static".into()],
+    )?;
     Ok(program)
 }
 
@@ -84,7 +92,11 @@ pub fn static_fixture(name: &str) -> Result<PathBuf> {
 /// When it does not compile.
 pub fn fixture_32_bit(name: &str) -> Result<PathBuf> {
     let program = directory()?.join(format!("{name}-32"));
-    compile(&sources().join(format!("{name}.c")), &program, &["-m32".into()])?;
+    compile(
+        &sources().join(format!("{name}.c")),
+        &program,
+        &["-m32".into()],
+    )?;
     Ok(program)
 }
 
@@ -138,8 +150,14 @@ fn library(name: &str) -> Result<PathBuf> {
 }
 
 fn with_library(library: &Path) -> Result<Vec<String>> {
-    let directory = library.parent().context("a library without a directory")?.display();
-    Ok(vec![library.display().to_string(), format!("-Wl,-rpath,{directory}")])
+    let directory = library
+        .parent()
+        .context("a library without a directory")?
+        .display();
+    Ok(vec![
+        library.display().to_string(),
+        format!("-Wl,-rpath,{directory}"),
+    ])
 }
 
 fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
@@ -153,12 +171,22 @@ fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
     let mut command = match extension {
         Some("c" | "cpp") => {
             let mut command = Command::new(if extension == Some("c") { "gcc" } else { "g++" });
-            command.args(C_FLAGS).arg("-o").arg(&unfinished).arg(source).args(more);
+            command
+                .args(C_FLAGS)
+                .arg("-o")
+                .arg(&unfinished)
+                .arg(source)
+                .args(more);
             command
         }
         Some("rs") => {
             let mut command = Command::new("rustc");
-            command.args(["--edition=2024", "-Copt-level=2", "-g", "-Cforce-frame-pointers=yes"]);
+            command.args([
+                "--edition=2024",
+                "-Copt-level=2",
+                "-g",
+                "-Cforce-frame-pointers=yes",
+            ]);
             command.arg("-o").arg(&unfinished).arg(source);
             command
         }
@@ -171,7 +199,9 @@ fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
         }
         _ => bail!("don't know how to build {}", source.display()),
     };
-    let output = command.output().with_context(|| format!("starting {command:?}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
     ensure!(
         output.status.success(),
         "{command:?} failed:\n{}",

@@ -30,12 +30,20 @@ impl Sums {
     /// One block of `size` bytes allocated.
     #[must_use]
     pub fn allocated(size: u64) -> Self {
-        Self { alloc_bytes: size, alloc_blocks: 1, ..Self::default() }
+        Self {
+            alloc_bytes: size,
+            alloc_blocks: 1,
+            ..Self::default()
+        }
     }
     /// One block of `size` bytes given back.
     #[must_use]
     pub fn freed(size: u64) -> Self {
-        Self { freed_bytes: size, freed_blocks: 1, ..Self::default() }
+        Self {
+            freed_bytes: size,
+            freed_blocks: 1,
+            ..Self::default()
+        }
     }
     /// Bytes held.
     #[must_use]
@@ -72,13 +80,20 @@ impl Expected {
     /// Of a list.
     #[must_use]
     pub fn of(sites: &[(&str, u64, u64)]) -> Self {
-        Self(sites.iter().map(|(name, bytes, blocks)| ((*name).into(), (*bytes, *blocks))).collect())
+        Self(
+            sites
+                .iter()
+                .map(|(name, bytes, blocks)| ((*name).into(), (*bytes, *blocks)))
+                .collect(),
+        )
     }
 
     /// All sites together.
     #[must_use]
     pub fn total(&self) -> (u64, u64) {
-        self.0.values().fold((0, 0), |sum, site| (sum.0 + site.0, sum.1 + site.1))
+        self.0
+            .values()
+            .fold((0, 0), |sum, site| (sum.0 + site.0, sum.1 + site.1))
     }
 
     /// Checks that exactly these sites hold exactly this in `report`, by the
@@ -166,9 +181,16 @@ pub fn check_sums(report: &Report) -> Result<()> {
         );
         sum += sums;
     }
-    ensure!(sum == report.total(), "sites add up to {sum:?}, totals are {:?}", report.total());
+    ensure!(
+        sum == report.total(),
+        "sites add up to {sum:?}, totals are {:?}",
+        report.total()
+    );
     let held = (report.totals.live_bytes, report.totals.live_blocks);
-    ensure!(held == (sum.live_bytes(), sum.live_blocks()), "held in total: {held:?} of {sum:?}");
+    ensure!(
+        held == (sum.live_bytes(), sum.live_blocks()),
+        "held in total: {held:?} of {sum:?}"
+    );
     Ok(())
 }
 
@@ -190,12 +212,23 @@ const MOST_SUMS: usize = 1 << 14;
 pub fn check_ledger(report: &Report, directory: &std::path::Path) -> Result<Truth> {
     check_exact(report)?;
     let window = Window::of(report)?;
-    let logs = ledger::open(directory)?.into_iter().map(|log| (log.thread, log)).collect();
+    let logs = ledger::open(directory)?
+        .into_iter()
+        .map(|log| (log.thread, log))
+        .collect();
     let truth = replay(logs, window)?;
     check_straddlers(&truth, window)?;
     check_sites(report, &truth)?;
-    check_range("unknown_free", report.counter("unknown_free")?, truth.unknown_frees)?;
-    check_range("failed_alloc", report.counter("failed_alloc")?, truth.failed)?;
+    check_range(
+        "unknown_free",
+        report.counter("unknown_free")?,
+        truth.unknown_frees,
+    )?;
+    check_range(
+        "failed_alloc",
+        report.counter("failed_alloc")?,
+        truth.failed,
+    )?;
     Ok(truth)
 }
 
@@ -203,7 +236,10 @@ fn check_straddlers(truth: &Truth, window: Window) -> Result<()> {
     let sharp = |(earliest, latest): (u64, u64)| latest - earliest <= SHARP_NS;
     if sharp(window.on) && sharp(window.off) {
         for (place, calls) in &truth.straddlers {
-            ensure!(*calls <= STRADDLERS, "{calls} calls straddle {place:?} of {window:?}");
+            ensure!(
+                *calls <= STRADDLERS,
+                "{calls} calls straddle {place:?} of {window:?}"
+            );
         }
     }
     Ok(())
@@ -236,25 +272,36 @@ pub fn check_sites(report: &Report, truth: &Truth) -> Result<()> {
         let seen = seen.remove(&name).unwrap_or_default();
         if !possible.contains(&seen) {
             let certain = truth.certain.get(&site).copied().unwrap_or_default();
-            wrong.push(format!("{name}: {seen:?}, the ledger says {certain:?} ({} ways)", possible.len()));
+            wrong.push(format!(
+                "{name}: {seen:?}, the ledger says {certain:?} ({} ways)",
+                possible.len()
+            ));
         }
     }
     wrong.extend(
-        seen.iter().filter(|(_, sums)| **sums != Sums::default()).map(|(name, sums)| {
-            format!("{name}: {sums:?}, the ledger has no such site")
-        }),
+        seen.iter()
+            .filter(|(_, sums)| **sums != Sums::default())
+            .map(|(name, sums)| format!("{name}: {sums:?}, the ledger has no such site")),
     );
     if wrong.is_empty() {
         return Ok(());
     }
-    let shown = wrong.iter().take(12).cloned().collect::<Vec<_>>().join("\n");
-    bail!("{} sites differ (counters: {}):\n{shown}", wrong.len(), report.counters_text())
+    let shown = wrong
+        .iter()
+        .take(12)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("\n");
+    bail!(
+        "{} sites differ (counters: {}):\n{shown}",
+        wrong.len(),
+        report.counters_text()
+    )
 }
 
 /// All sums that `site` may show.
 fn possible_sums(truth: &Truth, site: u16) -> Result<BTreeSet<Sums>> {
-    let mut possible =
-        BTreeSet::from([truth.certain.get(&site).copied().unwrap_or_default()]);
+    let mut possible = BTreeSet::from([truth.certain.get(&site).copied().unwrap_or_default()]);
     for outcomes in &truth.open {
         if !outcomes.iter().flatten().any(|(of, _)| *of == site) {
             continue;
@@ -270,7 +317,10 @@ fn possible_sums(truth: &Truth, site: u16) -> Result<BTreeSet<Sums>> {
             }
         }
         possible = next;
-        ensure!(possible.len() <= MOST_SUMS, "too many calls straddle an edge to compare");
+        ensure!(
+            possible.len() <= MOST_SUMS,
+            "too many calls straddle an edge to compare"
+        );
     }
     Ok(possible)
 }

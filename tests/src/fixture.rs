@@ -50,8 +50,16 @@ impl Start {
     pub fn program<S: AsRef<OsStr>>(program: &Path, arguments: &[S]) -> Self {
         let mut command = Command::new(program);
         command.args(arguments);
-        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Self { name, command, ledger: None }
+        let name = program
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Self {
+            name,
+            command,
+            ledger: None,
+        }
     }
 
     /// Sets an environment variable.
@@ -68,7 +76,11 @@ impl Start {
     /// When the directory can't be made.
     pub fn with_ledger(mut self) -> Result<Self> {
         let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        let parent = if memory.is_dir() {
+            memory.to_path_buf()
+        } else {
+            std::env::temp_dir()
+        };
         let directory = tempfile::Builder::new()
             .prefix("leaktrace-ledger-")
             .tempdir_in(&parent)
@@ -84,8 +96,10 @@ impl Start {
     /// When it can't be started or ends before it is ready.
     pub fn start(mut self) -> Result<Fixture> {
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child =
-            self.command.spawn().with_context(|| format!("starting {:?}", self.command))?;
+        let mut child = self
+            .command
+            .spawn()
+            .with_context(|| format!("starting {:?}", self.command))?;
         let stdin = child.stdin.take();
         let stdout = child.stdout.take().context("a fixture without stdout")?;
         let (sender, lines) = channel();
@@ -96,7 +110,13 @@ impl Start {
                 }
             }
         });
-        let fixture = Fixture { name: self.name, child, stdin, lines, ledger: self.ledger };
+        let fixture = Fixture {
+            name: self.name,
+            child,
+            stdin,
+            lines,
+            ledger: self.ledger,
+        };
         fixture.expect("ready")?;
         Ok(fixture)
     }
@@ -122,7 +142,10 @@ impl Fixture {
     /// # Errors
     /// When it was started without.
     pub fn ledger(&self) -> Result<&Path> {
-        self.ledger.as_ref().map(tempfile::TempDir::path).context("a fixture without a ledger")
+        self.ledger
+            .as_ref()
+            .map(tempfile::TempDir::path)
+            .context("a fixture without a ledger")
     }
 
     /// Sends a command without waiting for an answer.
@@ -130,7 +153,10 @@ impl Fixture {
     /// # Errors
     /// When the fixture no longer listens.
     pub fn send(&mut self, command: &str) -> Result<()> {
-        let stdin = self.stdin.as_mut().context("the fixture's stdin is closed")?;
+        let stdin = self
+            .stdin
+            .as_mut()
+            .context("the fixture's stdin is closed")?;
         stdin
             .write_all(format!("{command}\n").as_bytes())
             .with_context(|| format!("telling {} to {command}", self.name))
@@ -142,7 +168,8 @@ impl Fixture {
     /// When the fixture answers something else or nothing.
     pub fn tell(&mut self, command: &str) -> Result<()> {
         self.send(command)?;
-        self.expect("done").with_context(|| format!("after the command {command:?}"))
+        self.expect("done")
+            .with_context(|| format!("after the command {command:?}"))
     }
 
     /// Sends a command and gives the one line of its answer.
@@ -151,7 +178,8 @@ impl Fixture {
     /// When the fixture does not answer.
     pub fn ask(&mut self, command: &str) -> Result<String> {
         self.send(command)?;
-        self.line().with_context(|| format!("after the command {command:?}"))
+        self.line()
+            .with_context(|| format!("after the command {command:?}"))
     }
 
     /// Asks for a number.
@@ -160,7 +188,9 @@ impl Fixture {
     /// When the answer is none.
     pub fn number(&mut self, command: &str) -> Result<u64> {
         let answer = self.ask(command)?;
-        answer.parse().with_context(|| format!("{answer:?} instead of a number"))
+        answer
+            .parse()
+            .with_context(|| format!("{answer:?} instead of a number"))
     }
 
     /// Asks for the sums that it keeps itself: lines `site NAME BYTES BLOCKS`,
@@ -204,7 +234,11 @@ impl Fixture {
     /// When another one or none comes.
     pub fn expect(&self, wanted: &str) -> Result<()> {
         let line = self.line()?;
-        ensure!(line == wanted, "fixture {} said {line:?}, not {wanted:?}", self.name);
+        ensure!(
+            line == wanted,
+            "fixture {} said {line:?}, not {wanted:?}",
+            self.name
+        );
         Ok(())
     }
 
@@ -225,7 +259,12 @@ impl Fixture {
         // SAFETY: plain system call; the child was not waited for, so the id is
         // still its own.
         let result = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
-        ensure!(result == 0, "signal {signal} to {}: {}", self.name, last_error());
+        ensure!(
+            result == 0,
+            "signal {signal} to {}: {}",
+            self.name,
+            last_error()
+        );
         Ok(())
     }
 
@@ -244,7 +283,11 @@ impl Fixture {
     /// When it was harmed.
     pub fn finish_well(&mut self) -> Result<()> {
         let status = self.finish()?;
-        ensure!(status.success(), "fixture {} ended with {status}", self.name);
+        ensure!(
+            status.success(),
+            "fixture {} ended with {status}",
+            self.name
+        );
         Ok(())
     }
 
@@ -275,7 +318,11 @@ pub fn wait_for(child: &mut Child, patience: Duration) -> Result<ExitStatus> {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        ensure!(Instant::now() < deadline, "process {} still runs after {patience:?}", child.id());
+        ensure!(
+            Instant::now() < deadline,
+            "process {} still runs after {patience:?}",
+            child.id()
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }

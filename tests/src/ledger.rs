@@ -80,8 +80,14 @@ impl ThreadLog {
         let mut header = [0; HEADER];
         records.read_exact(&mut header)?;
         ensure!(u64_at(&header, 0) == MAGIC, "not a ledger");
-        ensure!(u32_at(&header, 8) as usize == RECORD, "records of another size");
-        ensure!(u64_at(&header, 32) == 0, "the ledger is full: the fixture needs a larger one");
+        ensure!(
+            u32_at(&header, 8) as usize == RECORD,
+            "records of another size"
+        );
+        ensure!(
+            u64_at(&header, 32) == 0,
+            "the ledger is full: the fixture needs a larger one"
+        );
         Ok(Self {
             thread: u32_at(&header, 12),
             records,
@@ -102,7 +108,9 @@ impl Iterator for ThreadLog {
         let mut bytes = [0; RECORD];
         match self.records.read_exact(&mut bytes) {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof && self.read == self.finished => {
+            Err(error)
+                if error.kind() == ErrorKind::UnexpectedEof && self.read == self.finished =>
+            {
                 return None;
             }
             Err(error) => return Some(Err(error.into())),
@@ -125,7 +133,11 @@ fn parse(bytes: &[u8; RECORD], is_unfinished: bool) -> Result<Call> {
     };
     Ok(Call {
         start_ns: u64_at(bytes, 0),
-        end_ns: if is_unfinished { u64::MAX } else { u64_at(bytes, 8) },
+        end_ns: if is_unfinished {
+            u64::MAX
+        } else {
+            u64_at(bytes, 8)
+        },
         address: if is_unfinished { 0 } else { u64_at(bytes, 16) },
         old: u64_at(bytes, 24),
         size: u64_at(bytes, 32),

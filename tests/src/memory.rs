@@ -21,7 +21,10 @@ pub fn code(pid: u32) -> Result<Vec<(u64, Vec<u8>)>> {
             continue;
         }
         let (start, end) = range.split_once('-').context("a mapping without a range")?;
-        let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
+        let (start, end) = (
+            u64::from_str_radix(start, 16)?,
+            u64::from_str_radix(end, 16)?,
+        );
         let mut bytes = vec![0; usize::try_from(end - start)?];
         memory
             .read_exact_at(&mut bytes, start)
@@ -40,7 +43,11 @@ pub fn changed(before: &[(u64, Vec<u8>)], after: &[(u64, Vec<u8>)]) -> Vec<u64> 
         let Some((_, old)) = before.iter().find(|(old_start, _)| old_start == start) else {
             continue;
         };
-        let differing = bytes.iter().zip(old).enumerate().filter(|(_, (new, old))| new != old);
+        let differing = bytes
+            .iter()
+            .zip(old)
+            .enumerate()
+            .filter(|(_, (new, old))| new != old);
         addresses.extend(differing.map(|(offset, _)| start + offset as u64));
     }
     addresses

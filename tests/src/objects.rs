@@ -33,10 +33,17 @@ pub fn held_by(pid: u32) -> Result<Vec<Object>> {
     let mut objects = Vec::new();
     for entry in fs::read_dir(&directory).with_context(|| format!("listing {directory}"))? {
         // A descriptor may be closed meanwhile.
-        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+        let Ok(text) = fs::read_to_string(entry?.path()) else {
+            continue;
+        };
         let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+            text.lines().find_map(|line| {
+                line.strip_prefix(name)?
+                    .strip_prefix(':')?
+                    .trim()
+                    .parse()
+                    .ok()
+            })
         };
         // A link's entry names its program too.
         if let Some(id) = field("link_id") {
@@ -74,7 +81,10 @@ pub fn surviving(objects: &[Object]) -> Result<Vec<Object>> {
 /// # Errors
 /// When some are left after a second.
 pub fn expect_gone(objects: &[Object]) -> Result<()> {
-    ensure!(!objects.is_empty(), "leaktrace held no BPF objects: nothing to check");
+    ensure!(
+        !objects.is_empty(),
+        "leaktrace held no BPF objects: nothing to check"
+    );
     let mut left = Vec::new();
     for _ in 0..50 {
         left = surviving(objects)?;
@@ -97,7 +107,12 @@ fn exists((kind, id): Object) -> Result<bool> {
     let attributes = [id, 0, 0, 0];
     // SAFETY: the kernel reads `size` bytes of `attributes`.
     let descriptor = unsafe {
-        libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(&attributes))
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
     };
     if descriptor >= 0 {
         // SAFETY: the descriptor was just made and belongs to nobody else.
@@ -105,6 +120,9 @@ fn exists((kind, id): Object) -> Result<bool> {
         return Ok(true);
     }
     let error = std::io::Error::last_os_error();
-    ensure!(error.raw_os_error() == Some(libc::ENOENT), "opening BPF object {id}: {error}");
+    ensure!(
+        error.raw_os_error() == Some(libc::ENOENT),
+        "opening BPF object {id}: {error}"
+    );
     Ok(false)
 }

@@ -66,11 +66,21 @@ impl Window {
     /// # Errors
     /// When the report was made while still counting.
     pub fn of(report: &Report) -> Result<Self> {
-        let disabled = report.disabled_ns.context("the report does not say when it ended")?;
-        let uncertainty = report.disabled_uncertainty_ns.context("no uncertainty of the end")?;
-        ensure!(report.enabled_ns < disabled, "counting ended before it began");
+        let disabled = report
+            .disabled_ns
+            .context("the report does not say when it ended")?;
+        let uncertainty = report
+            .disabled_uncertainty_ns
+            .context("no uncertainty of the end")?;
+        ensure!(
+            report.enabled_ns < disabled,
+            "counting ended before it began"
+        );
         Ok(Self {
-            on: (report.enabled_ns - report.enabled_uncertainty_ns, report.enabled_ns),
+            on: (
+                report.enabled_ns - report.enabled_uncertainty_ns,
+                report.enabled_ns,
+            ),
             off: (disabled - uncertainty, disabled),
         })
     }
@@ -133,7 +143,12 @@ where
     let mut threads = Vec::new();
     for (number, mut calls) in logs {
         if let Some(call) = calls.next().transpose()? {
-            threads.push(Thread { number, calls, call, held: None });
+            threads.push(Thread {
+                number,
+                calls,
+                call,
+                held: None,
+            });
         }
     }
     // Of two events at one instant, the one that hands out comes first: another
@@ -143,7 +158,11 @@ where
         .enumerate()
         .map(|(index, thread)| Reverse((thread.call.start_ns, true, index)))
         .collect();
-    let mut replay = Replay { window, blocks: HashMap::new(), truth: Truth::default() };
+    let mut replay = Replay {
+        window,
+        blocks: HashMap::new(),
+        truth: Truth::default(),
+    };
     while let Some(Reverse((_, is_begin, index))) = order.pop() {
         let thread = &mut threads[index];
         if is_begin {
@@ -153,7 +172,11 @@ where
         }
         replay.end(&thread.call, thread.held.take())?;
         if let Some(call) = thread.calls.next().transpose()? {
-            ensure!(call.start_ns >= thread.call.end_ns, "thread {} goes back in time", thread.number);
+            ensure!(
+                call.start_ns >= thread.call.end_ns,
+                "thread {} goes back in time",
+                thread.number
+            );
             thread.call = call;
             order.push(Reverse((call.start_ns, true, index)));
         }
@@ -218,9 +241,23 @@ impl Replay {
             let (address, block) = match call.address {
                 0 if call.size == 0 => return Ok(()),
                 0 => (call.old, old),
-                address => (address, Block { site: call.site, size: call.size, known: Known::No }),
+                address => (
+                    address,
+                    Block {
+                        site: call.site,
+                        size: call.size,
+                        known: Known::No,
+                    },
+                ),
             };
-            return self.insert(address, Block { known: Known::No, ..block }, call);
+            return self.insert(
+                address,
+                Block {
+                    known: Known::No,
+                    ..block
+                },
+                call,
+            );
         }
         if is_refused {
             return self.insert(call.old, old, call);
@@ -236,12 +273,23 @@ impl Replay {
         if known == Known::Yes {
             *self.truth.certain.entry(call.site).or_default() += Sums::allocated(call.size);
         }
-        self.insert(call.address, Block { site: call.site, size: call.size, known }, call)
+        self.insert(
+            call.address,
+            Block {
+                site: call.site,
+                size: call.size,
+                known,
+            },
+            call,
+        )
     }
 
     fn insert(&mut self, address: u64, block: Block, call: &Call) -> Result<()> {
         let previous = self.blocks.insert(address, block);
-        ensure!(previous.is_none(), "the ledger contradicts itself: handed out twice in {call:?}");
+        ensure!(
+            previous.is_none(),
+            "the ledger contradicts itself: handed out twice in {call:?}"
+        );
         self.truth.peak_blocks = self.truth.peak_blocks.max(self.blocks.len() as u64);
         Ok(())
     }
@@ -264,13 +312,19 @@ impl Replay {
             (Known::Maybe, Place::Outside) => self.truth.open.push(vec![vec![], vec![allocated]]),
             (Known::Maybe, Place::Straddles(_)) => {
                 self.truth.unknown_frees.1 += 1;
-                self.truth.open.push(vec![vec![], vec![allocated], vec![allocated, freed]]);
+                self.truth
+                    .open
+                    .push(vec![vec![], vec![allocated], vec![allocated, freed]]);
             }
         }
     }
 
     fn finish(mut self) -> Truth {
-        for block in self.blocks.values().filter(|block| block.known == Known::Maybe) {
+        for block in self
+            .blocks
+            .values()
+            .filter(|block| block.known == Known::Maybe)
+        {
             let allocated = (block.site, Sums::allocated(block.size));
             self.truth.open.push(vec![vec![], vec![allocated]]);
         }
@@ -303,20 +357,50 @@ fn count((least, most): &mut (u64, u64), place: Place) {
 mod tests {
     use super::*;
 
-    const WINDOW: Window = Window { on: (100, 110), off: (900, 910) };
+    const WINDOW: Window = Window {
+        on: (100, 110),
+        off: (900, 910),
+    };
 
     fn alloc(start_ns: u64, address: u64, size: u64) -> Call {
-        Call { start_ns, end_ns: start_ns + 5, address, old: 0, size, site: 1, kind: Kind::Alloc }
+        Call {
+            start_ns,
+            end_ns: start_ns + 5,
+            address,
+            old: 0,
+            size,
+            site: 1,
+            kind: Kind::Alloc,
+        }
     }
     fn free(start_ns: u64, old: u64) -> Call {
-        Call { start_ns, end_ns: start_ns + 5, address: 0, old, size: 0, site: 2, kind: Kind::Free }
+        Call {
+            start_ns,
+            end_ns: start_ns + 5,
+            address: 0,
+            old,
+            size: 0,
+            site: 2,
+            kind: Kind::Free,
+        }
     }
     fn realloc(start_ns: u64, old: u64, address: u64, size: u64) -> Call {
-        Call { start_ns, end_ns: start_ns + 5, address, old, size, site: 3, kind: Kind::Realloc }
+        Call {
+            start_ns,
+            end_ns: start_ns + 5,
+            address,
+            old,
+            size,
+            site: 3,
+            kind: Kind::Realloc,
+        }
     }
     fn truth(threads: &[&[Call]]) -> Result<Truth> {
         let logs = threads.iter().enumerate().map(|(thread, calls)| {
-            (u32::try_from(thread).unwrap(), calls.iter().copied().map(Ok))
+            (
+                u32::try_from(thread).unwrap(),
+                calls.iter().copied().map(Ok),
+            )
         });
         replay(logs.collect(), WINDOW)
     }
@@ -327,7 +411,11 @@ mod tests {
 
     #[test]
     fn only_blocks_from_inside_the_window_count() {
-        let truth = truth(&[&[alloc(50, 0x10, 7), alloc(200, 0x20, 9), alloc(950, 0x30, 11)]]);
+        let truth = truth(&[&[
+            alloc(50, 0x10, 7),
+            alloc(200, 0x20, 9),
+            alloc(950, 0x30, 11),
+        ]]);
         let truth = truth.unwrap();
         assert_eq!(live(&truth, 1), (9, 1));
         assert!(truth.open.is_empty());
@@ -349,7 +437,10 @@ mod tests {
 
     #[test]
     fn a_call_over_an_edge_may_or_may_not_count() {
-        let truth = truth(&[&[alloc(98, 0x10, 7)], &[alloc(200, 0x20, 9), free(905, 0x20)]]);
+        let truth = truth(&[
+            &[alloc(98, 0x10, 7)],
+            &[alloc(200, 0x20, 9), free(905, 0x20)],
+        ]);
         let truth = truth.unwrap();
         assert_eq!(live(&truth, 1), (9, 1));
         assert_eq!(truth.open.len(), 2);
@@ -359,7 +450,10 @@ mod tests {
 
     #[test]
     fn an_address_may_be_handed_out_while_its_free_still_runs() {
-        let slow_free = Call { end_ns: 400, ..free(300, 0x10) };
+        let slow_free = Call {
+            end_ns: 400,
+            ..free(300, 0x10)
+        };
         let truth = truth(&[&[alloc(200, 0x10, 7), slow_free], &[alloc(320, 0x10, 9)]]).unwrap();
         assert_eq!(live(&truth, 1), (9, 1));
     }
@@ -382,7 +476,11 @@ mod tests {
 
     #[test]
     fn a_call_that_never_returns_hands_out_nothing() {
-        let stuck = Call { end_ns: u64::MAX, address: 0, ..alloc(200, 0, 7) };
+        let stuck = Call {
+            end_ns: u64::MAX,
+            address: 0,
+            ..alloc(200, 0, 7)
+        };
         let truth = truth(&[&[stuck]]).unwrap();
         assert_eq!(live(&truth, 1), (0, 0));
         assert!(truth.open.is_empty());

@@ -112,7 +112,10 @@ impl Report {
     /// # Errors
     /// When the report has no such counter.
     pub fn counter(&self, name: &str) -> Result<u64> {
-        self.counters.get(name).copied().with_context(|| format!("no counter {name}"))
+        self.counters
+            .get(name)
+            .copied()
+            .with_context(|| format!("no counter {name}"))
     }
 
     /// Counters that are not zero, for messages.
@@ -196,11 +199,17 @@ impl Stack {
     }
 
     fn caller(&self) -> String {
-        let caller = self.frames.iter().find(|frame| frame.kind != "allocator" && !frame.inlined);
+        let caller = self
+            .frames
+            .iter()
+            .find(|frame| frame.kind != "allocator" && !frame.inlined);
         match caller {
             Some(frame) => frame.symbol.clone().unwrap_or_else(|| "?".into()),
             None => {
-                let allocator = self.frames.first().and_then(|frame| frame.symbol.as_deref());
+                let allocator = self
+                    .frames
+                    .first()
+                    .and_then(|frame| frame.symbol.as_deref());
                 format!("? < {}", allocator.unwrap_or("?"))
             }
         }

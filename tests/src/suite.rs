@@ -103,10 +103,10 @@ impl Need {
             Self::Cxx => missing_tool("g++", "--version"),
             Self::Rust => missing_tool("rustc", "--version"),
             Self::Go => missing_tool("go", "version").or_else(|| missing_tool("gcc", "--version")),
-            Self::C32 => build::can_make_32_bit()
-                .map_or_else(|error| Some(format!("{error:#}")), |can| {
-                    (!can).then(|| "gcc can't link 32-bit programs (gcc-multilib)".into())
-                }),
+            Self::C32 => build::can_make_32_bit().map_or_else(
+                |error| Some(format!("{error:#}")),
+                |can| (!can).then(|| "gcc can't link 32-bit programs (gcc-multilib)".into()),
+            ),
         }
     }
 }

@@ -26,7 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn binary() -> PathBuf {
     match std::env::var_os("LEAKTRACE_BIN") {
         Some(path) if !path.is_empty() => path.into(),
-        _ => build::target_directory().unwrap_or_default().join("release/leaktrace"),
+        _ => build::target_directory()
+            .unwrap_or_default()
+            .join("release/leaktrace"),
     }
 }
 
@@ -66,9 +68,14 @@ impl Start {
     /// # Errors
     /// When no directory for its outputs can be made.
     pub fn bare<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("leaktrace-test-").tempdir()?;
+        let directory = tempfile::Builder::new()
+            .prefix("leaktrace-test-")
+            .tempdir()?;
         let mut command = Command::new(binary());
-        command.args(arguments).current_dir(directory.path()).env_remove("LEAKTRACE_DISABLE_FEATURES");
+        command
+            .args(arguments)
+            .current_dir(directory.path())
+            .env_remove("LEAKTRACE_DISABLE_FEATURES");
         Ok(Self { command, directory })
     }
 
@@ -150,29 +157,45 @@ impl Start {
             self.command.stdout(Stdio::piped());
         }
         self.command.stderr(Stdio::piped());
-        let mut child =
-            self.command.spawn().with_context(|| format!("starting {:?}", self.command))?;
-        let stdout = collect.then(|| child.stdout.take()).flatten().map(|mut stdout| {
-            std::thread::spawn(move || {
-                let mut bytes = Vec::new();
-                let _ = stdout.read_to_end(&mut bytes);
-                bytes
-            })
-        });
+        let mut child = self
+            .command
+            .spawn()
+            .with_context(|| format!("starting {:?}", self.command))?;
+        let stdout = collect
+            .then(|| child.stdout.take())
+            .flatten()
+            .map(|mut stdout| {
+                std::thread::spawn(move || {
+                    let mut bytes = Vec::new();
+                    let _ = stdout.read_to_end(&mut bytes);
+                    bytes
+                })
+            });
         let stderr = child.stderr.take().context("no stderr")?;
         let (sender, errors) = channel();
         std::thread::spawn(move || {
             let mut lines = BufReader::new(stderr);
             let mut line = Vec::new();
-            while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_string();
+            while lines
+                .read_until(b'\n', &mut line)
+                .is_ok_and(|read| read > 0)
+            {
+                let text = String::from_utf8_lossy(&line)
+                    .trim_end_matches('\n')
+                    .to_string();
                 line.clear();
                 if sender.send(text).is_err() {
                     break;
                 }
             }
         });
-        Ok(Tracer { child, errors, said: Vec::new(), stdout, directory: self.directory })
+        Ok(Tracer {
+            child,
+            errors,
+            said: Vec::new(),
+            stdout,
+            directory: self.directory,
+        })
     }
 
     /// Starts it and waits until its probes are live.
@@ -217,7 +240,10 @@ impl Tracer {
     pub fn wait_for_line(&mut self, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.errors.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            match self
+                .errors
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+            {
                 Ok(line) => {
                     let found = wanted(&line);
                     self.said.push(line.clone());
@@ -242,11 +268,19 @@ impl Tracer {
     /// # Errors
     /// When it has ended.
     pub fn signal(&mut self, signal: i32) -> Result<()> {
-        ensure!(self.child.try_wait()?.is_none(), "leaktrace has ended: {:#?}", self.said);
+        ensure!(
+            self.child.try_wait()?.is_none(),
+            "leaktrace has ended: {:#?}",
+            self.said
+        );
         // SAFETY: plain system call; the child was not waited for, so the id is
         // still its own.
         let result = unsafe { libc::kill(self.child.id().cast_signed(), signal) };
-        ensure!(result == 0, "signal {signal} to leaktrace: {}", last_error());
+        ensure!(
+            result == 0,
+            "signal {signal} to leaktrace: {}",
+            last_error()
+        );
         Ok(())
     }
 
@@ -278,7 +312,11 @@ impl Tracer {
         while let Ok(line) = self.errors.recv_timeout(Duration::from_millis(500)) {
             self.said.push(line);
         }
-        let stdout = self.stdout.take().and_then(|reader| reader.join().ok()).unwrap_or_default();
+        let stdout = self
+            .stdout
+            .take()
+            .and_then(|reader| reader.join().ok())
+            .unwrap_or_default();
         Ok(Ended {
             status,
             stdout: String::from_utf8_lossy(&stdout).into_owned(),

@@ -256,7 +256,7 @@ fn jumps_from_split_parts_count() {
     };
     // As it is: call; mov; mov; call; pop; jmp to another function.
     let cold = bytes("e88bffffff488b05fc2e0000488b38e87cffffff58e996ffffff");
-    assert_eq!(branches_into(&cold, 0x10b0, &[hot_address]), []);
+    assert_eq!(branches_into(&cold, 0x10b0, &[hot_address]), [0_u64; 0]);
     assert_eq!(site(&[]), 14);
     // Changed to come back to `cmp` at +11, by jmp and by jcc.
     let back = |from: u64, length: u64| {
@@ -277,7 +277,7 @@ fn jumps_from_split_parts_count() {
     );
     assert_eq!(site(&[0x141b]), 0);
     // A jump to the entry is a tail call from somewhere.
-    assert_eq!(branches_into(&conditional, 0x10b0, &[0x141b]), []);
+    assert_eq!(branches_into(&conditional, 0x10b0, &[0x141b]), [0_u64; 0]);
 }
 
 #[test]
