@@ -15,8 +15,8 @@ pub struct Control {
     pub only_tgid: u32,
     /// The traced thread group, for events that no link filters.
     pub target_tgid: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// How many buckets the live table has.
+    pub buckets: u32,
     /// Where the kernel's return trampoline is mapped in the target (the
     /// `[uprobes]` mapping): what a pending return probe leaves at the top of
     /// the stack.

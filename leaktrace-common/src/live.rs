@@ -40,6 +40,63 @@ impl LiveValue {
     }
 }
 
+/// Slots of a [`Bucket`]: with the count of spilled blocks, their keys fill one
+/// cache line.
+pub const BUCKET_SLOTS: usize = 7;
+/// How many buckets, from a block's home on, the block may be in.
+pub const PROBE_BUCKETS: u32 = 16;
+/// Key of a slot that is being filled.
+pub const CLAIMED: u64 = 1;
+
+/// A part of the live table where it is an array of ours.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct Bucket {
+    /// Blocks whose home this is, and that are in a later one.
+    pub spilled: u64,
+    /// Key of each slot: 0 free, [`CLAIMED`], or a block's.
+    pub keys: [u64; BUCKET_SLOTS],
+    /// What is known of each block.
+    pub values: [LiveValue; BUCKET_SLOTS],
+    /// Always 0.
+    pub padding: [u64; 3],
+}
+
+/// A block's key in a bucket: its address with the process in the upper 16
+/// bits, which are 0 in addresses of user space (with four levels of page
+/// tables; with five, only programs that ask for it get more).
+#[inline(always)]
+#[must_use]
+pub const fn slot_key(address: u64, process: u64) -> u64 {
+    address ^ process << 48
+}
+
+/// The address in a key.
+#[inline(always)]
+#[must_use]
+pub const fn slot_address(key: u64, process: u64) -> u64 {
+    key ^ process << 48
+}
+
+/// The number of a key's home: multiplication by 2^64 divided by the golden
+/// ratio spreads the addresses, which are multiples of 16, and the upper half of
+/// another multiplication scales that to the number of buckets.
+#[inline(always)]
+#[must_use]
+pub const fn bucket_of(key: u64, buckets: u32) -> u32 {
+    let spread = (key ^ key >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    ((spread * buckets as u64) >> 32) as u32
+}
+
+/// How many buckets hold `blocks` without loss: three quarters of the slots are
+/// taken then, so that [`PROBE_BUCKETS`] in a row are never all full.
+#[must_use]
+pub const fn buckets_for(blocks: u32) -> u32 {
+    let slots = blocks as u64 * 4 / 3;
+    (slots / BUCKET_SLOTS as u64 + PROBE_BUCKETS as u64) as u32
+}
+
+const _: () = assert!(size_of::<Bucket>() == 256);
 const _: () = assert!(size_of::<LiveKey>() == 16);
 const _: () = assert!(size_of::<LiveValue>() == 24);
 

@@ -11,7 +11,8 @@ use leaktrace_common::{
 
 use crate::{
     counters::count,
-    in_flight, live,
+    in_flight,
+    live::LiveTable,
     maps::{CONTROL, IN_FLIGHT},
     registers::{Arguments, RETURN_ADDRESS_SIZE, Registers},
     stacks, user_memory,
@@ -39,28 +40,28 @@ fn control(thread_group: u32) -> Option<&'static Control> {
 
 /// Entry of a watched function.
 #[inline(always)]
-pub fn enter(registers: Registers, cookie: Cookie) {
+pub fn enter<L: LiveTable>(registers: Registers, cookie: Cookie) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(control) = control((pid_tgid >> 32) as u32) else {
         return;
     };
     let thread = pid_tgid as u32;
     if cookie.role() == Role::Free as u8 {
-        free(registers, cookie, thread, control);
+        free::<L>(registers, cookie, thread, control);
     } else {
-        allocate(registers, cookie, thread, control);
+        allocate::<L>(registers, cookie, thread, control);
     }
 }
 
 /// A block is given back: it leaves the table now, before the allocator can
 /// hand its address out to another thread.
 #[inline(always)]
-fn free(registers: Registers, cookie: Cookie, thread: u32, control: &Control) {
+fn free<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, control: &Control) {
     let address = registers.arguments().get(cookie.block());
     if address == 0 {
         return;
     }
-    if let Some(value) = live::take(address) {
+    if let Some(value) = L::take(address) {
         stacks::subtract(&value);
         count(Counter::FreeCalls);
         return;
@@ -99,7 +100,7 @@ fn requested_size(arguments: Arguments, cookie: Cookie) -> u64 {
 
 /// Memory is asked for: what the call wants is kept until it returns.
 #[inline(always)]
-fn allocate(registers: Registers, cookie: Cookie, thread: u32, control: &Control) {
+fn allocate<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, control: &Control) {
     let role = cookie.role();
     let resizes = role == Role::Realloc as u8 || role == Role::ReallocArray as u8;
     let arguments = registers.arguments();
@@ -114,7 +115,7 @@ fn allocate(registers: Registers, cookie: Cookie, thread: u32, control: &Control
     // SAFETY: only this thread's own programs use its record.
     let record = unsafe { &mut *record };
     let stack_pointer = registers.stack_pointer();
-    if in_flight::is_part_of_outer(record, cookie, stack_pointer, control.trampoline) {
+    if in_flight::is_part_of_outer::<L>(record, cookie, stack_pointer, control.trampoline) {
         return;
     }
     count(Counter::AllocCalls);
@@ -132,7 +133,7 @@ fn allocate(registers: Registers, cookie: Cookie, thread: u32, control: &Control
         let block = arguments.get(cookie.block());
         record.pointer = block;
         if block != 0 {
-            match live::take(block) {
+            match L::take(block) {
                 Some(old) => record.old = old,
                 None => count(Counter::UnknownFree),
             }
@@ -145,7 +146,7 @@ fn allocate(registers: Registers, cookie: Cookie, thread: u32, control: &Control
 
 /// Return of a watched function that gives out memory.
 #[inline(always)]
-pub fn leave(registers: Registers) {
+pub fn leave<L: LiveTable>(registers: Registers) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(control) = control((pid_tgid >> 32) as u32) else {
         return;
@@ -188,7 +189,7 @@ pub fn leave(registers: Registers) {
         if block == 0 && record.size != 0 {
             // Failed: the old block is as it was.
             count(Counter::FailedAlloc);
-            in_flight::put_back(record.pointer, &old);
+            in_flight::put_back::<L>(record.pointer, &old);
             return;
         }
         stacks::subtract(&old);
@@ -203,12 +204,12 @@ pub fn leave(registers: Registers) {
         count(Counter::Filtered);
         return;
     }
-    record_block(record, block, registers);
+    record_block::<L>(record, block, registers);
 }
 
 /// Enters a new block into the table and into its stack's sums.
 #[inline(always)]
-fn record_block(record: &mut InFlight, block: u64, registers: Registers) {
+fn record_block<L: LiveTable>(record: &mut InFlight, block: u64, registers: Registers) {
     let mut size = record.size;
     if size > MAX_SIZE {
         count(Counter::SizeTooLarge);
@@ -227,7 +228,7 @@ fn record_block(record: &mut InFlight, block: u64, registers: Registers) {
         // SAFETY: no arguments, no preconditions.
         time_ns: unsafe { bpf_ktime_get_ns() },
     };
-    if live::insert(block, &value) {
+    if L::insert(block, &value) {
         stacks::add_block(sums, size);
     }
 }

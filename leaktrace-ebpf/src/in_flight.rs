@@ -5,7 +5,7 @@ use leaktrace_common::{counter::Counter, function::Cookie, in_flight::InFlight};
 
 use crate::{
     counters::{count, count_nested},
-    live,
+    live::LiveTable,
     maps::{EMPTY_IN_FLIGHT, IN_FLIGHT},
     stacks, user_memory,
 };
@@ -47,7 +47,7 @@ pub fn is_pending(record: &InFlight, trampoline: u64) -> bool {
 /// which is counted; otherwise the record is free to be used: what a stale one
 /// had taken out is put back.
 #[inline(always)]
-pub fn is_part_of_outer(
+pub fn is_part_of_outer<L: LiveTable>(
     record: &mut InFlight,
     cookie: Cookie,
     stack_pointer: u64,
@@ -65,7 +65,7 @@ pub fn is_part_of_outer(
         return true;
     }
     count(Counter::StaleInFlight);
-    abandon(record);
+    abandon::<L>(record);
     false
 }
 
@@ -84,20 +84,20 @@ pub fn nested(record: &InFlight, inner: Cookie) {
 /// Empties the record of a call that will not return. A realloc that did not
 /// return has not given its block back.
 #[inline(always)]
-pub fn abandon(record: &mut InFlight) {
+pub fn abandon<L: LiveTable>(record: &mut InFlight) {
     record.stack_pointer = 0;
     if record.old.time_ns != 0 {
         let old = record.old;
         record.old.time_ns = 0;
-        put_back(record.pointer, &old);
+        put_back::<L>(record.pointer, &old);
     }
 }
 
 /// Puts back a block that was taken out by a realloc which failed. The sums
 /// never left; only if the table refuses it is the block lost to them.
 #[inline(always)]
-pub fn put_back(address: u64, old: &leaktrace_common::live::LiveValue) {
-    if !live::insert(address, old) {
+pub fn put_back<L: LiveTable>(address: u64, old: &leaktrace_common::live::LiveValue) {
+    if !L::insert(address, old) {
         stacks::subtract(old);
     }
 }

@@ -30,21 +30,37 @@ use leaktrace_common::function::Cookie;
 
 use crate::registers::Registers;
 
-/// Entry of every watched function; its cookie says what the function does.
-#[uprobe]
-fn enter(ctx: ProbeContext) -> u32 {
-    // SAFETY: the kernel hands every uprobe program a context of this kind.
-    let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast::<c_void>()) };
-    calls::enter(Registers::new(ctx.regs), Cookie(cookie));
-    0
+/// The programs that come in two forms, one for each form of the live table.
+macro_rules! programs_with {
+    ($table:ty, $enter:ident, $leave:ident, $thread_exit:ident) => {
+        /// Entry of every watched function; its cookie says what the function
+        /// does.
+        #[uprobe]
+        fn $enter(ctx: ProbeContext) -> u32 {
+            // SAFETY: the kernel hands every uprobe program such a context.
+            let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast::<c_void>()) };
+            calls::enter::<$table>(Registers::new(ctx.regs), Cookie(cookie));
+            0
+        }
+
+        /// Return of every watched function that gives out memory.
+        #[uretprobe]
+        fn $leave(ctx: RetProbeContext) -> u32 {
+            calls::leave::<$table>(Registers::new(ctx.regs));
+            0
+        }
+
+        /// A thread ends.
+        #[raw_tracepoint(tracepoint = "sched_process_exit")]
+        fn $thread_exit(_ctx: RawTracePointContext) -> i32 {
+            threads::exit::<$table>();
+            0
+        }
+    };
 }
 
-/// Return of every watched function that gives out memory.
-#[uretprobe]
-fn leave(ctx: RetProbeContext) -> u32 {
-    calls::leave(Registers::new(ctx.regs));
-    0
-}
+programs_with!(live::Slots, enter, leave, thread_exit);
+programs_with!(live::Hash, enter_hash, leave_hash, thread_exit_hash);
 
 /// Counts calls and nothing else: the estimate before attaching.
 #[uprobe]
@@ -62,13 +78,6 @@ fn empty(_ctx: ProbeContext) -> u32 {
 /// As `empty`, at returns.
 #[uretprobe]
 fn empty_return(_ctx: RetProbeContext) -> u32 {
-    0
-}
-
-/// A thread ends.
-#[raw_tracepoint(tracepoint = "sched_process_exit")]
-fn thread_exit(_ctx: RawTracePointContext) -> i32 {
-    threads::exit();
     0
 }
 

@@ -9,7 +9,7 @@ use leaktrace_common::{
     control::Control,
     counter::CounterBlock,
     in_flight::InFlight,
-    live::{LiveKey, LiveValue},
+    live::{Bucket, LiveKey, LiveValue},
     stack::{StackRecord, StackSums},
 };
 
@@ -22,6 +22,10 @@ pub static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Blocks that were allocated and not given back.
 #[map]
 pub static LIVE: HashMap<LiveKey, LiveValue> = HashMap::with_max_entries(1 << 20, 0);
+
+/// The same as an array of our own; one of the two is used.
+#[map]
+pub static LIVE_SLOTS: Array<Bucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Calls in flight, by thread id.
 #[map]

@@ -6,6 +6,7 @@ use leaktrace_common::counter::Counter;
 use crate::{
     counters::count,
     in_flight,
+    live::LiveTable,
     maps::{CONTROL, IN_FLIGHT},
 };
 
@@ -14,7 +15,7 @@ const CLONE_THREAD: u64 = 0x1_0000;
 
 /// Forgets the thread's record; only threads of the target have one.
 #[inline(always)]
-pub fn exit() {
+pub fn exit<L: LiveTable>() {
     let thread = bpf_get_current_pid_tgid() as u32;
     let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) else {
         return;
@@ -23,7 +24,7 @@ pub fn exit() {
     let record = unsafe { &mut *record };
     if record.stack_pointer != 0 {
         count(Counter::ExitInCall);
-        in_flight::abandon(record);
+        in_flight::abandon::<L>(record);
     }
     let _ = IN_FLIGHT.remove(&thread);
 }

@@ -64,6 +64,11 @@ impl ControlPage {
         });
     }
 
+    /// How many buckets the live table has.
+    pub(super) fn set_buckets(&self, buckets: u32) {
+        self.write(|control| control.buckets = buckets);
+    }
+
     /// Sizes outside these bounds are not recorded, bytes.
     pub fn set_sizes(&self, min: u64, max: u64) {
         self.write(|control| {

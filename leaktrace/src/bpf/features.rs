@@ -19,6 +19,9 @@ pub enum Feature {
     AttachCookie,
     /// Links for perf events, which end with their descriptor (5.15).
     PerfLink,
+    /// Programs can compare and exchange (5.12): the live table is an array
+    /// without locks; before, it is the kernel's hash map.
+    CompareExchange,
     /// Maps that take memory as they fill (6.1). Before, such maps load and
     /// then warn in the kernel's log.
     MapMemoryOnDemand,
@@ -30,10 +33,11 @@ pub enum Feature {
 
 impl Feature {
     /// Every feature.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::UprobeMulti,
         Self::AttachCookie,
         Self::PerfLink,
+        Self::CompareExchange,
         Self::MapMemoryOnDemand,
         Self::BatchedLookup,
         Self::LongNopEmulated,
@@ -46,6 +50,7 @@ impl Feature {
             Self::UprobeMulti => "uprobe_multi",
             Self::AttachCookie => "attach_cookie",
             Self::PerfLink => "perf_link",
+            Self::CompareExchange => "compare_exchange",
             Self::MapMemoryOnDemand => "map_memory_on_demand",
             Self::BatchedLookup => "batched_lookup",
             Self::LongNopEmulated => "long_nop_emulated",
@@ -57,12 +62,28 @@ impl Feature {
             Self::UprobeMulti => uprobe_multi::is_supported(),
             Self::AttachCookie => aya::features().bpf_cookie(),
             Self::PerfLink => aya::features().bpf_perf_link(),
+            Self::CompareExchange => can_compare_exchange(),
             Self::MapMemoryOnDemand => kernel_btf_names(b"\0bpf_mem_alloc\0"),
             // The kernel's own name for the system call behind it.
             Self::BatchedLookup => kernel_btf_names(b"\0generic_map_lookup_batch\0"),
             Self::LongNopEmulated => kernel_btf_names(b"\0arch_uprobe_optimize\0"),
         }
     }
+}
+
+/// Tries a program that compares and exchanges a word of its own stack.
+fn can_compare_exchange() -> bool {
+    // r0 = 0; *(u64 *)(r10 - 8) = r0; r1 = 1;
+    // r0 = cmpxchg_64(r10 - 8, r0, r1); r0 = 0; exit
+    let instructions = [
+        0x0000_0000_0000_00b7,
+        0x0000_0000_fff8_0a7b_u64,
+        0x0000_0001_0000_01b7,
+        0x0000_00f1_fff8_1adb,
+        0x0000_0000_0000_00b7,
+        0x0000_0000_0000_0095,
+    ];
+    uprobe_multi::load_trial(&instructions, 0).is_ok()
 }
 
 /// Whether the kernel's BTF has this name among its strings. A search of the

@@ -16,6 +16,7 @@ use super::{
     batch::{self, Shape},
     control::ControlPage,
     object::{MapSet, possible_cpus},
+    slots::LiveSlots,
     syscall,
 };
 use crate::model::Sums;
@@ -24,6 +25,7 @@ use crate::model::Sums;
 pub struct Maps {
     maps: MapSet,
     control: ControlPage,
+    slots: LiveSlots,
     batched: bool,
     cpus: usize,
 }
@@ -32,9 +34,13 @@ impl Maps {
     /// Takes the maps of a loaded object.
     pub(super) fn new(maps: MapSet, batched: bool) -> Result<Self> {
         let control = ControlPage::map(maps.fd("CONTROL")?)?;
+        let buckets = maps.max_entries("LIVE_SLOTS")?;
+        control.set_buckets(buckets);
+        let slots = LiveSlots::map(maps.fd("LIVE_SLOTS")?, buckets)?;
         let maps = Self {
             maps,
             control,
+            slots,
             batched,
             cpus: possible_cpus(),
         };
@@ -118,6 +124,8 @@ impl Maps {
     /// Gives every live block to `visit`, those that a realloc in flight has
     /// taken out included.
     pub fn for_each_block(&self, visit: &mut dyn FnMut(LiveKey, LiveValue)) -> Result<()> {
+        // Of the two forms of the table one is empty.
+        self.slots.for_each(visit);
         let shape = Shape {
             key: size_of::<LiveKey>(),
             value: size_of::<LiveValue>(),

@@ -9,6 +9,7 @@ mod links;
 mod maps;
 mod object;
 mod probes;
+mod slots;
 mod syscall;
 mod tracer;
 mod uprobe_multi;

@@ -11,13 +11,14 @@ use aya::{Ebpf, EbpfLoader, maps::Map};
 use leaktrace_common::{
     counter::CounterBlock,
     in_flight::InFlight,
-    live::{LiveKey, LiveValue},
+    live::{Bucket, LiveKey, LiveValue, buckets_for},
     stack::{StackRecord, StackSums},
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::{
     features::{Feature, Features},
+    probes::LiveForm,
     syscall::{self, BPF_BTF_LOAD},
     uprobe_multi,
 };
@@ -61,6 +62,15 @@ const GROWING_MAPS: [&str; 4] = ["LIVE", "IN_FLIGHT", "STACKS", "SUMS"];
 const BPF_F_NO_PREALLOC: u32 = 1;
 
 impl Limits {
+    /// Entries of the live table in its two forms: buckets, and elements of the
+    /// hash map; the one that is not used has the least.
+    fn live_entries(&self, form: LiveForm) -> (u32, u32) {
+        match form {
+            LiveForm::Slots => (buckets_for(self.max_blocks), 1),
+            LiveForm::Hash => (1, self.max_blocks),
+        }
+    }
+
     /// How many blocks fit when the maps may take this much, bytes.
     pub fn fitting_blocks(&self, bytes: u64, features: &Features) -> u32 {
         // Buckets come in powers of two, so the largest that fits is searched.
@@ -99,11 +109,10 @@ impl Limits {
             u64::from(entries) * element + u64::from(entries.next_power_of_two()) * 16
         };
         let sums = u64::from(self.max_stacks) * cpus * size_class(size_of::<StackSums>() as u64);
-        hash(
-            self.max_blocks,
-            size_of::<LiveKey>(),
-            size_of::<LiveValue>(),
-        ) + hash(self.max_threads, size_of::<u32>(), size_of::<InFlight>())
+        let (slots, live) = self.live_entries(LiveForm::of(features));
+        u64::from(slots) * size_of::<Bucket>() as u64
+            + hash(live, size_of::<LiveKey>(), size_of::<LiveValue>())
+            + hash(self.max_threads, size_of::<u32>(), size_of::<InFlight>())
             + hash(self.max_stacks, size_of::<u64>(), size_of::<StackRecord>())
             + hash(self.max_stacks, size_of::<u64>(), size_of::<u64>())
             + sums
@@ -158,10 +167,12 @@ impl Object {
     }
 
     /// Creates the maps (and makes aya's programs ready to be loaded).
-    pub fn create_maps(&self, limits: &Limits) -> Result<(Ebpf, MapSet)> {
+    pub fn create_maps(&self, limits: &Limits, form: LiveForm) -> Result<(Ebpf, MapSet)> {
+        let (slots, hash) = limits.live_entries(form);
         let mut ebpf = EbpfLoader::new()
             .btf(None)
-            .map_max_entries("LIVE", limits.max_blocks)
+            .map_max_entries("LIVE", hash)
+            .map_max_entries("LIVE_SLOTS", slots)
             .map_max_entries("STACKS", limits.max_stacks)
             .map_max_entries("SUMS", limits.max_stacks + 1)
             .map_max_entries("IN_FLIGHT", limits.max_threads)
@@ -261,6 +272,18 @@ fn load_btf(object: &mut aya_obj::Object) -> Option<OwnedFd> {
 pub struct MapSet(HashMap<String, Map>);
 
 impl MapSet {
+    /// How many entries one of them holds.
+    pub fn max_entries(&self, name: &str) -> Result<u32> {
+        let map = self
+            .0
+            .get(name)
+            .ok_or_else(|| anyhow!("the BPF object has no map {name}"))?;
+        match map {
+            Map::Array(data) | Map::HashMap(data) => Ok(data.info()?.max_entries()),
+            _ => bail!("the BPF object's map {name} is of an unexpected type"),
+        }
+    }
+
     /// The descriptor of one of them.
     pub fn fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
         match self.0.get(name) {

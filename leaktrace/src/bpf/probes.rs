@@ -2,6 +2,8 @@
 
 use std::{ffi::CString, path::PathBuf};
 
+use super::features::{Feature, Features};
+
 /// All probes of one file.
 #[derive(Clone, Debug)]
 pub struct PlannedFile {
@@ -48,11 +50,42 @@ pub enum Program {
 
 impl Program {
     /// Names of the programs in the object, at entry and at return.
-    pub(super) const fn names(self) -> (&'static str, Option<&'static str>) {
+    pub(super) const fn names(self, form: LiveForm) -> (&'static str, Option<&'static str>) {
         match self {
-            Self::Trace => ("enter", Some("leave")),
+            Self::Trace => match form {
+                LiveForm::Slots => ("enter", Some("leave")),
+                LiveForm::Hash => ("enter_hash", Some("leave_hash")),
+            },
             Self::Tally => ("tally", None),
             Self::Empty => ("empty", Some("empty_return")),
+        }
+    }
+}
+
+/// Which form of the live table the programs use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LiveForm {
+    /// An array of our own.
+    Slots,
+    /// The kernel's hash map.
+    Hash,
+}
+
+impl LiveForm {
+    /// The better one that the kernel can do.
+    pub(super) fn of(features: &Features) -> Self {
+        if features.has(Feature::CompareExchange) {
+            Self::Slots
+        } else {
+            Self::Hash
+        }
+    }
+
+    /// Name of the program for ending threads.
+    pub(super) const fn thread_exit(self) -> &'static str {
+        match self {
+            Self::Slots => "thread_exit",
+            Self::Hash => "thread_exit_hash",
         }
     }
 }

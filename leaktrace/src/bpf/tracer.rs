@@ -13,7 +13,7 @@ use super::{
     links::{Attachment, Direction, LinkKind, attach_perf, link_multi},
     maps::Maps,
     object::{Limits, Object, ObjectSource},
-    probes::{PlannedFile, Program, Scope},
+    probes::{LiveForm, PlannedFile, Program, Scope},
 };
 
 /// A loaded object: programs that can be attached, and their maps.
@@ -22,19 +22,22 @@ pub struct Tracer {
     object: Object,
     multi_programs: HashMap<&'static str, OwnedFd>,
     maps: Arc<Maps>,
+    form: LiveForm,
 }
 
 impl Tracer {
     /// Creates the maps; programs are loaded when they are attached.
     pub fn load(source: &ObjectSource, limits: &Limits, features: &Features) -> Result<Self> {
         let object = Object::read(source, features)?;
-        let (ebpf, maps) = object.create_maps(limits)?;
+        let form = LiveForm::of(features);
+        let (ebpf, maps) = object.create_maps(limits, form)?;
         let maps = Arc::new(Maps::new(maps, features.has(Feature::BatchedLookup))?);
         Ok(Self {
             ebpf,
             object,
             multi_programs: HashMap::new(),
             maps,
+            form,
         })
     }
 
@@ -52,7 +55,7 @@ impl Tracer {
         program: Program,
         scope: Scope,
     ) -> Result<Attachment> {
-        let (entry, at_return) = program.names();
+        let (entry, at_return) = program.names(self.form);
         let mut attachment = Attachment {
             kind,
             scope,
@@ -89,7 +92,7 @@ impl Tracer {
     /// Watches threads that end, fork and exec.
     pub fn attach_thread_events(&mut self) -> Result<()> {
         for (program, event) in [
-            ("thread_exit", "sched_process_exit"),
+            (self.form.thread_exit(), "sched_process_exit"),
             ("process_exec", "sched_process_exec"),
             ("new_task", "task_newtask"),
         ] {

@@ -3,7 +3,7 @@
 //! load programs for them, so this module loads and links by itself.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CStr,
     io,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
@@ -162,30 +162,33 @@ pub fn link(
     unsafe { syscall::bpf_fd(BPF_LINK_CREATE, &mut attributes) }
 }
 
-/// Whether the kernel has such links: it looks at the arguments of one only if
-/// it knows them, and then finds that `/` is no regular file.
-pub fn is_supported() -> bool {
-    // r0 = 0; exit
-    let instructions: [u64; 2] = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
-    let license = c"GPL";
+/// Loads a few instructions to see what comes of it.
+pub fn load_trial(instructions: &[u64], attach_type: u32) -> io::Result<OwnedFd> {
     let mut attributes = ProgramAttributes {
         prog_type: BPF_PROG_TYPE_KPROBE as u32,
         insn_cnt: instructions.len() as u32,
         insns: instructions.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        expected_attach_type: BPF_TRACE_UPROBE_MULTI,
+        license: c"GPL".as_ptr() as u64,
+        expected_attach_type: attach_type,
         ..ProgramAttributes::default()
     };
     // SAFETY: both buffers live through the call.
-    let Ok(program) = (unsafe { syscall::bpf_fd(BPF_PROG_LOAD, &mut attributes) }) else {
+    unsafe { syscall::bpf_fd(BPF_PROG_LOAD, &mut attributes) }
+}
+
+/// Whether the kernel has such links: it looks at the arguments of one only if
+/// it knows them, and then finds that `/` is no regular file.
+pub fn is_supported() -> bool {
+    // r0 = 0; exit
+    let instructions = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
+    let Ok(program) = load_trial(&instructions, BPF_TRACE_UPROBE_MULTI) else {
         return false;
     };
-    let root = CString::from(c"/");
     let probe = MultiProbe {
         offset: 1,
         cookie: 0,
     };
-    match link(&program, &root, &[probe], 0, false) {
+    match link(&program, c"/", &[probe], 0, false) {
         Ok(_) => false,
         Err(error) => error.raw_os_error() == Some(libc::EBADF),
     }

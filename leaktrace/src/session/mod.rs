@@ -1,8 +1,10 @@
 //! A trace from its first to its last moment: chooses and prepares, attaches,
 //! watches, detaches, reports. The only module that knows the order of things.
 
+mod attach;
 mod brake;
 mod calibration;
+mod command;
 mod estimate;
 mod messages;
 mod plan;
@@ -117,7 +119,7 @@ pub struct Launch {
 /// Whatever keeps the trace from starting; once it runs, there is a report.
 pub fn attach(selector: &Selector, options: TraceOptions) -> Result<Outcome> {
     let process = select::find(selector)?;
-    start::attach(process, options)
+    attach::attach(process, &options)
 }
 
 /// Starts a command and traces it.
@@ -125,5 +127,5 @@ pub fn attach(selector: &Selector, options: TraceOptions) -> Result<Outcome> {
 /// # Errors
 /// As for [`attach`].
 pub fn run(launch: &Launch, options: TraceOptions) -> Result<Outcome> {
-    start::run(launch, options)
+    command::run(launch, &options)
 }

@@ -1,7 +1,13 @@
 //! Signals that end a trace, or make it write its files.
 
+use crate::launch::{
+    Child,
+    signals::{PASSED_ON, SignalQueue},
+};
 use anyhow::{Context as _, Result};
+use std::os::fd::{AsFd as _, OwnedFd};
 use tokio::{
+    io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
@@ -28,13 +34,31 @@ const ENDING: [(&str, i32); 4] = [
 pub enum Signals {
     /// Signals to leaktrace.
     Own(UnboundedReceiver<Request>),
+    /// Signals to leaktrace that stand for its command.
+    Command {
+        /// All of them.
+        queue: SignalQueue,
+        /// Registered when first waited for, inside the runtime.
+        ready: Option<AsyncFd<OwnedFd>>,
+        /// The command.
+        pidfd: OwnedFd,
+        /// Its process id.
+        pid: u32,
+    },
 }
 
 impl Signals {
-    /// The next request; waits for it.
+    /// The next request; waits for it. Signals meant for the command are passed
+    /// on meanwhile.
     pub async fn next(&mut self) -> Request {
         let request = match self {
             Self::Own(receiver) => receiver.recv().await,
+            Self::Command {
+                queue,
+                ready,
+                pidfd,
+                pid,
+            } => next_of_command(queue, ready, pidfd, *pid).await,
         };
         match request {
             Some(request) => request,
@@ -44,12 +68,60 @@ impl Signals {
     }
 }
 
+async fn next_of_command(
+    queue: &SignalQueue,
+    ready: &mut Option<AsyncFd<OwnedFd>>,
+    pidfd: &OwnedFd,
+    pid: u32,
+) -> Option<Request> {
+    if ready.is_none() {
+        let own = queue.as_fd().try_clone_to_owned().ok()?;
+        // SAFETY: the registration owns the descriptor.
+        *ready = Some(unsafe { AsyncFd::register(own) }.ok()?);
+    }
+    let ready = ready.as_ref()?;
+    loop {
+        let mut guard = ready.readable().await.ok()?;
+        let Some(received) = queue.read().ok()? else {
+            guard.clear_ready();
+            continue;
+        };
+        match received.signal {
+            libc::SIGUSR1 => return Some(Request::Write),
+            libc::SIGTSTP => return Some(Request::End("SIGTSTP", libc::SIGTSTP)),
+            signal if received.is_meant_for(pid) => {
+                if let Some(signal) = rustix::process::Signal::from_named_raw(signal) {
+                    // It may just have ended.
+                    let _ = rustix::process::pidfd_send_signal(pidfd, signal);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Takes the signals that stand for a command. To be called before there are
+/// other threads: they inherit what is blocked.
+///
+/// # Errors
+/// When signals can't be taken.
+pub fn of_command(child: &Child) -> Result<Signals> {
+    let mut taken = PASSED_ON.to_vec();
+    taken.extend([libc::SIGUSR1, libc::SIGTSTP]);
+    Ok(Signals::Command {
+        queue: SignalQueue::new(&taken).context("taking signals for the command")?,
+        ready: None,
+        pidfd: child.pidfd().try_clone_to_owned()?,
+        pid: child.pid(),
+    })
+}
+
 /// Begins to listen. After a first signal that ends, a second one ends the
 /// process at once: the kernel takes out what probes are left.
 ///
 /// # Errors
 /// When handlers can't be set.
-pub fn listen() -> Result<Signals> {
+pub fn own() -> Result<Signals> {
     let (sender, receiver) = unbounded_channel();
     for (name, number) in ENDING {
         // Under nohup a lost connection is no reason to end.

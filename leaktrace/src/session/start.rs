@@ -1,147 +1,163 @@
-//! Everything between the command line and the first event that counts.
+//! Everything between the command line and the first event that counts, and
+//! what is common to both ways of tracing.
 
-use std::{sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::stdio;
 
 use super::{
-    Launch, TraceOptions,
-    brake::{Brake, CostWatch},
+    TraceOptions,
+    brake::CostWatch,
     calibration::{self, Calibration},
-    estimate::Tally,
     messages,
     plan::Plan,
     progress::Progress,
-    rehearsal,
     reporter::{Common, Finished, Reporter, Workshop, refresh},
-    signals,
+    signals::Signals,
     watch::{Watch, find_trampoline},
 };
 use crate::{
     aggregate::Aggregator,
     allocator,
-    bpf::{Feature, Features, Program, Scope, Tracer},
+    bpf::{Attachment, Feature, Features, Maps, Program, Scope, Tracer},
     exit::Outcome,
-    host::priority,
-    model::{EndReason, TraceInfo},
+    model::{Edge, EndReason, TraceInfo},
     output::{
-        Outputs, directory::Directory, owner::Owner, screen::Screen, stream, terminal::Terminal,
+        Outputs, destination::Target, directory::Directory, owner::Owner, screen::Screen, stream,
+        terminal::Terminal,
     },
     probe_site::{KernelAbility, NopAbility},
-    report::{summary, summary::SummaryOptions},
+    report::{quantity, summary, summary::SummaryOptions},
     symbolize::{self, Symbolizer},
-    target::{
-        Process, TargetError, available, cpu::CpuClock, error::FileList, mapped_file, mapping,
-        memory,
-    },
+    target::{Process, available, cpu::CpuClock, memory},
 };
 
-/// Traces a process that is running.
-pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
-    let runtime = runtime()?;
-    let _guard = runtime.enter();
-    let mut signals = signals::listen()?;
-    let progress = Progress::start("looking at the process");
-    // Best effort: nothing depends on it.
-    priority::give_way();
-    let features = Features::from_environment();
-    check_memory(&options, &features)?;
-    let ability = ability(&features, &process);
-    let mut notes = Vec::new();
-    let plan = plan_for(&process, ability, &mut notes)?;
-    if options.verbose {
-        plan.explanations
-            .iter()
-            .chain(&plan.problems)
-            .for_each(|line| eprintln!("{line}"));
-    }
-    notes.extend(plan.problems.iter().cloned());
+/// The loaded programs, and what is known of the kernel they run on.
+pub struct Workbench {
+    pub features: Features,
+    pub ability: KernelAbility,
+    pub program: Program,
+    pub tracer: Tracer,
+    pub calibration: Calibration,
+}
 
-    progress.phase("loading the BPF programs");
-    let mut tracer = Tracer::load(&options.object, &options.limits, &features)?;
-    let program = if options.empty_programs {
-        Program::Empty
-    } else {
-        Program::Trace
-    };
-    progress.phase("measuring what a probe costs");
-    let Calibration {
-        link_kind,
-        pair_cost,
-    } = calibration::calibrate(&options.object, &features, ability, program)?;
-    if process.seccomp() != 0 {
-        rehearsal::under_seccomp(&options.object, &features, ability, link_kind)?;
-    }
-    let scope = if process.main_thread_ended() {
-        Scope::Everyone
-    } else {
-        Scope::Process(process.pid())
-    };
-    let clock = CpuClock::open(&process).context("reading the process's CPU time")?;
-
-    let mut system_rate = 0.0;
-    if options.brake != Brake::Off || options.estimate_only {
-        progress.phase("counting calls for half a second");
-        let tally = Tally::start(&mut tracer, link_kind, &plan, scope, &clock)?;
-        let (estimate, rate) = tally.finish(&tracer, &clock, pair_cost)?;
-        system_rate = rate;
-        eprintln!(
-            "{}",
-            messages::estimate(&process.info(), &estimate, options.brake)
-        );
-        if options.estimate_only {
-            return Ok(Outcome::Reported);
-        }
-        if let Brake::Limit(limit) = options.brake
-            && estimate.exceeds(options.brake)
-        {
-            eprintln!("{}", messages::refusal(&process.info(), &estimate, limit));
-            return Ok(Outcome::Refused);
-        }
+impl Workbench {
+    /// Loads the programs and measures them on leaktrace itself.
+    ///
+    /// # Errors
+    /// When the kernel can't or won't, or there is too little memory.
+    pub fn set_up(options: &TraceOptions, shadow_stack: bool, progress: &Progress) -> Result<Self> {
+        let features = Features::from_environment();
+        check_memory(options, &features)?;
+        let ability = KernelAbility {
+            nops: if features.has(Feature::LongNopEmulated) {
+                NopAbility::FastFiveByte
+            } else {
+                NopAbility::OneByte
+            },
+            shadow_stack,
+        };
+        let program = if options.empty_programs {
+            Program::Empty
+        } else {
+            Program::Trace
+        };
+        progress.phase("loading the BPF programs");
+        let tracer = Tracer::load(&options.object, &options.limits, &features)?;
+        progress.phase("measuring what a probe costs");
+        let calibration = calibration::calibrate(&options.object, &features, ability, program)?;
+        Ok(Self {
+            features,
+            ability,
+            program,
+            tracer,
+            calibration,
+        })
     }
 
-    progress.phase("attaching");
-    let maps = tracer.maps();
-    maps.control()
-        .set_target(process.pid(), scope == Scope::Everyone);
-    maps.control().set_sizes(options.sizes.0, options.sizes.1);
-    find_trampoline(&maps, &process);
-    tracer.attach_thread_events()?;
-    let attachment = tracer.attach(link_kind, &plan.files, program, scope)?;
-    let memory_at_start = memory::sample(&process);
-    let started = jiff::Zoned::now();
-    let enabled = maps.control().enable(true);
-    let started_at = Instant::now();
-    drop(progress);
+    /// Sets the probes and lets events count.
+    ///
+    /// # Errors
+    /// When the probes can't be set.
+    pub fn switch_on(
+        &mut self,
+        plan: &Plan,
+        pid: u32,
+        scope: Scope,
+        options: &TraceOptions,
+    ) -> Result<Live> {
+        let maps = self.tracer.maps();
+        maps.control().set_target(pid, scope == Scope::Everyone);
+        maps.control().set_sizes(options.sizes.0, options.sizes.1);
+        self.tracer.attach_thread_events()?;
+        let kind = self.calibration.link_kind;
+        let attachment = self.tracer.attach(kind, &plan.files, self.program, scope)?;
+        let started = jiff::Zoned::now();
+        let enabled = maps.control().enable(true);
+        Ok(Live {
+            maps,
+            attachment,
+            started,
+            enabled,
+            started_at: Instant::now(),
+        })
+    }
+}
 
+/// Probes that are in and count.
+pub struct Live {
+    pub maps: Arc<Maps>,
+    pub attachment: Attachment,
+    pub started: jiff::Zoned,
+    pub enabled: Edge,
+    pub started_at: Instant,
+}
+
+/// What is known of the target by the time it is watched.
+pub struct Subject {
+    pub process: Process,
+    pub plan: Plan,
+    pub notes: Vec<String>,
+    /// Its system time per second before it was traced.
+    pub own_system_rate: f64,
+    /// How often it may exec before its image is another one.
+    pub expected_execs: u64,
+}
+
+/// Watches until something ends the trace; the last report.
+///
+/// # Errors
+/// When no report can be made.
+pub fn observe(
+    workbench: Workbench,
+    live: Live,
+    subject: Subject,
+    options: &TraceOptions,
+    runtime: &tokio::runtime::Runtime,
+    signals: &mut Signals,
+) -> Result<Finished> {
+    let Subject {
+        process,
+        plan,
+        notes,
+        own_system_rate,
+        expected_execs,
+    } = subject;
     let process = Arc::new(process);
-    let outputs = outputs(&options, &process, &started);
-    let screen = screen(&options, &outputs)?;
-    eprintln!(
-        "{}",
-        messages::attached(
-            &process.info(),
-            plan.function_count(),
-            &plan.file_names(),
-            &started
-        )
-    );
-    if let Some(line) = messages::unexplained(&memory_at_start) {
-        eprintln!("{line}");
-    }
-    eprintln!(
-        "{}",
-        messages::how_to_end(outputs.directory().map(Directory::path))
-    );
-
+    find_trampoline(&live.maps, &process);
+    let memory_at_start = memory::sample(&process);
+    let outputs = outputs(options, &process, &live.started);
+    let screen = screen(options, &outputs)?;
+    greet(&process, &plan, &live, &memory_at_start, &outputs);
+    let pair_cost = workbench.calibration.pair_cost;
     let trace = TraceInfo {
-        started,
-        enabled,
+        started: live.started,
+        enabled: live.enabled,
         disabled: None,
         watched: plan.watched.clone(),
         options: options.describe(),
-        features: features.list(),
+        features: workbench.features.list(),
         sort: options.sort,
         pair_cost: Some(pair_cost),
     };
@@ -157,37 +173,67 @@ pub fn attach(process: Process, options: TraceOptions) -> Result<Outcome> {
             notes,
         },
         aggregator: Aggregator::new(symbolizer),
-        maps: Arc::clone(&maps),
+        maps: live.maps,
         process: Arc::clone(&process),
         outputs,
         screen: screen.clone().zip(terminal),
         options: options.clone(),
     })?;
     let watch = Watch {
-        tracer,
-        attachment,
-        program,
+        tracer: workbench.tracer,
+        attachment: live.attachment,
+        program: workbench.program,
         plan,
+        clock: CpuClock::open(&process).ok(),
         process,
         options: options.clone(),
-        started: started_at,
-        cost: CostWatch::new(options.brake, pair_cost, system_rate),
-        clock: Some(clock),
+        started: live.started_at,
+        cost: CostWatch::new(options.brake, pair_cost, own_system_rate),
         memory: memory_at_start,
-        expected_execs: 0,
+        expected_execs,
     };
-    let finished = runtime.block_on(watch.run(reporter, &mut signals, screen.as_deref()))?;
-    conclude(finished, &options)
+    runtime.block_on(watch.run(reporter, signals, screen.as_deref()))
 }
 
-/// Starts a command and traces it.
-pub fn run(launch: &Launch, options: TraceOptions) -> Result<Outcome> {
-    let _ = (launch, options);
-    bail!("not yet")
+/// The first lines.
+fn greet(
+    process: &Process,
+    plan: &Plan,
+    live: &Live,
+    memory: &crate::model::MemorySample,
+    outputs: &Outputs,
+) {
+    let info = process.info();
+    let files = plan.file_names();
+    eprintln!(
+        "{}",
+        messages::attached(&info, plan.function_count(), &files, &live.started)
+    );
+    if let Some(line) = messages::unexplained(memory) {
+        eprintln!("{line}");
+    }
+    eprintln!(
+        "{}",
+        messages::how_to_end(outputs.directory().map(Directory::path))
+    );
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    // One worker listens to signals while the main thread detaches and reads.
+/// Shows what was planned, with `-v`.
+pub fn explain(plan: &Plan, options: &TraceOptions) {
+    if options.verbose {
+        plan.explanations
+            .iter()
+            .chain(&plan.problems)
+            .for_each(|line| eprintln!("{line}"));
+    }
+}
+
+/// The runtime: one worker listens to signals while the main thread detaches and
+/// reads.
+///
+/// # Errors
+/// When the system has no resources for it.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("signals")
@@ -207,8 +253,8 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<()> {
         bail!(
             "not attached: its maps could take {} of kernel memory, more than half of the {} that \
              is available; use --max-blocks {fitting}",
-            crate::report::quantity::bytes(needed),
-            crate::report::quantity::bytes(available),
+            quantity::bytes(needed),
+            quantity::bytes(available),
         );
     }
     eprintln!(
@@ -216,35 +262,6 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<()> {
         messages::map_memory(needed, options.limits.max_blocks)
     );
     Ok(())
-}
-
-fn ability(features: &Features, process: &Process) -> KernelAbility {
-    KernelAbility {
-        nops: if features.has(Feature::LongNopEmulated) {
-            NopAbility::FastFiveByte
-        } else {
-            NopAbility::OneByte
-        },
-        shadow_stack: process.has_shadow_stack(),
-    }
-}
-
-/// The probes for what the process maps now.
-fn plan_for(process: &Process, ability: KernelAbility, notes: &mut Vec<String>) -> Result<Plan> {
-    let mappings = mapping::read_mappings(process).context("reading the process's mappings")?;
-    let (files, problems) = mapped_file::open_executable_files(process, &mappings);
-    notes.extend(problems.iter().map(|problem| format!("{problem}.")));
-    let plan = Plan::of(&files, ability)?;
-    if plan.files.is_empty() {
-        let mapped = files.iter().map(|file| file.path().to_owned()).collect();
-        return Err(TargetError::NoAllocator {
-            pid: process.pid(),
-            name: process.name().to_owned(),
-            maps: FileList(mapped),
-        }
-        .into());
-    }
-    Ok(plan)
 }
 
 /// Separate debug files are looked for in the target's root as well.
@@ -262,7 +279,7 @@ fn outputs(options: &TraceOptions, process: &Process, started: &jiff::Zoned) -> 
     if !options.save {
         return Outputs::none();
     }
-    let here = std::path::Path::new("");
+    let here = Path::new("");
     Outputs::in_directory(
         Directory::of_process(here, process.name(), process.pid(), started),
         owner,
@@ -289,11 +306,11 @@ fn screen(options: &TraceOptions, outputs: &Outputs) -> Result<Option<(Screen, T
 }
 
 /// Prints the last report.
-fn conclude(finished: Finished, options: &TraceOptions) -> Result<Outcome> {
+pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
     let to_stderr = options
         .outputs
         .iter()
-        .any(|output| output.target == crate::output::destination::Target::Stdout);
+        .any(|output| output.target == Target::Stdout);
     let (out, terminal) = if to_stderr {
         (stdio::stderr(), Terminal::of(stdio::stderr()))
     } else {
@@ -313,9 +330,9 @@ fn conclude(finished: Finished, options: &TraceOptions) -> Result<Outcome> {
     for failure in &finished.failures {
         eprintln!("leaktrace: {failure}");
     }
-    Ok(match finished.report.end {
+    match finished.report.end {
         Some(EndReason::Overhead { .. }) => Outcome::Refused,
         _ if !finished.failures.is_empty() => Outcome::Failed,
         _ => Outcome::Reported,
-    })
+    }
 }

@@ -47,6 +47,25 @@ pub struct OpenProblem {
 }
 
 impl MappedFile {
+    /// Opens a file of leaktrace's own mount namespace that nothing may map
+    /// yet. Device and inode are those of `stat`, which on btrfs and overlayfs
+    /// are not what a mapping of it will show, so that [`Self::backs`] may be
+    /// false there.
+    ///
+    /// # Errors
+    /// Those of opening; `InvalidInput` when it is no regular file.
+    pub fn open_path(path: &Path) -> io::Result<Self> {
+        let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let metadata = File::from(found.try_clone()?).metadata()?;
+        Ok(Self {
+            file: reopen_regular(&found, &metadata)?,
+            path: path.to_path_buf(),
+            device: device_of(&metadata),
+            inode: metadata.ino(),
+            deleted: false,
+        })
+    }
+
     /// The file, to be read at explicit offsets: its position is shared.
     #[must_use]
     pub fn file(&self) -> &File {
@@ -231,19 +250,25 @@ fn device_of(metadata: &fs::Metadata) -> Device {
     }
 }
 
-/// Opens what a path descriptor leads to for reading, unless it is a device
-/// (opening one can have effects) or not the file that is mapped.
+/// Opens what a path descriptor leads to for reading, unless it is not the file
+/// that is mapped.
 fn reopen(found: &OwnedFd, mapping: &Mapping, metadata: &fs::Metadata) -> io::Result<File> {
-    if !metadata.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is no regular file",
-        ));
-    }
     if device_of(metadata) == mapping.device && metadata.ino() != mapping.inode {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
             "the mapping has changed meanwhile",
+        ));
+    }
+    reopen_regular(found, metadata)
+}
+
+/// Opens what a path descriptor leads to for reading, unless it is a device or
+/// a pipe: opening one can have effects, or block.
+fn reopen_regular(found: &OwnedFd, metadata: &fs::Metadata) -> io::Result<File> {
+    if !metadata.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no regular file",
         ));
     }
     File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
@@ -343,6 +368,31 @@ mod tests {
             open_by_path(&process, own).unwrap_err().to_string(),
             "another file is at its path now"
         );
+    }
+
+    #[test]
+    fn a_file_is_opened_before_anything_maps_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("library");
+        fs::write(&path, "content").unwrap();
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let file = MappedFile::open_path(&link).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(file.path(), link);
+        assert_eq!(file.inode(), metadata.ino());
+        assert_eq!(
+            rustix::fs::makedev(file.device().major, file.device().minor),
+            metadata.dev()
+        );
+        assert_eq!(fs::read(file.descriptor_path()).unwrap(), b"content");
+
+        let missing = MappedFile::open_path(&directory.path().join("missing"));
+        assert_eq!(missing.unwrap_err().kind(), io::ErrorKind::NotFound);
+        for not_regular in [directory.path(), Path::new("/dev/zero")] {
+            let error = MappedFile::open_path(not_regular).unwrap_err();
+            assert_eq!(error.to_string(), "it is no regular file");
+        }
     }
 
     #[test]

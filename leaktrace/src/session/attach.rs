@@ -1,0 +1,107 @@
+//! Tracing a process that is running.
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    TraceOptions,
+    brake::{Brake, Estimate},
+    estimate::Tally,
+    messages,
+    plan::Plan,
+    progress::Progress,
+    rehearsal, signals,
+    start::{self, Subject, Workbench},
+};
+use crate::{
+    bpf::Scope,
+    exit::Outcome,
+    host::priority,
+    target::{Process, TargetError, cpu::CpuClock, mapped_file, mapping},
+};
+
+/// Traces a process until something ends it.
+pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
+    let runtime = start::runtime()?;
+    let _guard = runtime.enter();
+    let mut signals = signals::own()?;
+    let progress = Progress::start("looking at the process");
+    priority::give_way();
+    let mut workbench = Workbench::set_up(options, process.has_shadow_stack(), &progress)?;
+
+    progress.phase("reading symbols");
+    let mut notes = Vec::new();
+    let plan = plan(&process, &workbench, &mut notes)?;
+    start::explain(&plan, options);
+    let kind = workbench.calibration.link_kind;
+    if process.seccomp() != 0 {
+        rehearsal::under_seccomp(
+            &options.object,
+            &workbench.features,
+            workbench.ability,
+            kind,
+        )?;
+    }
+    let scope = if process.main_thread_ended() {
+        Scope::Everyone
+    } else {
+        Scope::Process(process.pid())
+    };
+    let mut own_system_rate = 0.0;
+    if options.brake != Brake::Off || options.estimate_only {
+        progress.phase("counting calls for half a second");
+        let (estimate, system_rate) = estimate(&mut workbench, &plan, &process, scope)?;
+        own_system_rate = system_rate;
+        eprintln!(
+            "{}",
+            messages::estimate(&process.info(), &estimate, options.brake)
+        );
+        if options.estimate_only {
+            return Ok(Outcome::Reported);
+        }
+        if let Brake::Limit(limit) = options.brake
+            && estimate.exceeds(options.brake)
+        {
+            eprintln!("{}", messages::refusal(&process.info(), &estimate, limit));
+            return Ok(Outcome::Refused);
+        }
+    }
+    progress.phase("attaching");
+    let live = workbench.switch_on(&plan, process.pid(), scope, options)?;
+    drop(progress);
+    let subject = Subject {
+        process,
+        plan,
+        notes,
+        own_system_rate,
+        expected_execs: 0,
+    };
+    let finished = start::observe(workbench, live, subject, options, &runtime, &mut signals)?;
+    Ok(start::conclude(&finished, options))
+}
+
+/// The probes for what the process maps now.
+fn plan(process: &Process, workbench: &Workbench, notes: &mut Vec<String>) -> Result<Plan> {
+    let mappings = mapping::read_mappings(process).context("reading the process's mappings")?;
+    let (files, problems) = mapped_file::open_executable_files(process, &mappings);
+    notes.extend(problems.iter().map(|problem| format!("{problem}.")));
+    let plan = Plan::of(&files, workbench.ability)?;
+    if plan.files.is_empty() {
+        let mapped = files.iter().map(|file| file.path().to_owned()).collect();
+        return Err(TargetError::no_allocator(process, mapped).into());
+    }
+    notes.extend(plan.problems.iter().cloned());
+    Ok(plan)
+}
+
+/// What tracing would cost, and the target's system time per second.
+fn estimate(
+    workbench: &mut Workbench,
+    plan: &Plan,
+    process: &Process,
+    scope: Scope,
+) -> Result<(Estimate, f64)> {
+    let clock = CpuClock::open(process).context("reading the process's CPU time")?;
+    let kind = workbench.calibration.link_kind;
+    let tally = Tally::start(&mut workbench.tracer, kind, plan, scope, &clock)?;
+    tally.finish(&workbench.tracer, &clock, workbench.calibration.pair_cost)
+}

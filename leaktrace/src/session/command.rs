@@ -1,0 +1,129 @@
+//! Starting a command and tracing it from its first instruction.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{
+    Launch, TraceOptions,
+    plan::Plan,
+    progress::Progress,
+    signals::{self, Signals},
+    start::{self, Subject, Workbench},
+};
+use crate::{
+    bpf::Scope,
+    exit::Outcome,
+    host::priority,
+    launch::{Child, Command, Inherited, LaunchError, loader, user::User},
+    model::EndReason,
+    target::{Process, mapped_file::MappedFile},
+};
+
+/// Runs a command under the tracer; ends with what the command ended with.
+pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
+    let inherited = Inherited::capture().context("reading leaktrace's own signal settings")?;
+    let command = command(launch)?;
+    let Some(path) = command.resolve() else {
+        // The attempt says best what is wrong.
+        return match Child::spawn(command, &inherited).and_then(|mut child| child.go()) {
+            Ok(()) => bail!("the command appeared just now; try again"),
+            Err(error) => refused_launch(&error),
+        };
+    };
+    let prediction = loader::predict(&path, &loader::LoaderContext::of(&command))
+        .context("finding the files that the command will map")?;
+    if prediction.is_static() {
+        bail!(
+            "{} is statically linked, so it maps no libc to watch; static programs cannot be \
+             traced yet",
+            prediction.program.display()
+        );
+    }
+    let files: Vec<Arc<MappedFile>> = prediction
+        .files()
+        .filter_map(|path| MappedFile::open_path(path).ok())
+        .map(Arc::new)
+        .collect();
+    let mut child = match Child::spawn(command, &inherited) {
+        Ok(child) => child,
+        Err(error) => return refused_launch(&error),
+    };
+    let mut signals = signals::of_command(&child)?;
+    let runtime = start::runtime()?;
+    let _guard = runtime.enter();
+    let progress = Progress::start("looking at the command");
+    priority::give_way();
+    let mut workbench = Workbench::set_up(options, false, &progress)?;
+    let plan = Plan::of(&files, workbench.ability)?;
+    if plan.files.is_empty() {
+        bail!(
+            "{} will map no file with a known allocator, so there is nothing to watch; it maps {}",
+            prediction.program.display(),
+            prediction
+                .files()
+                .map(|file| file.display().to_string())
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+    }
+    start::explain(&plan, options);
+    progress.phase("attaching");
+    let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), options)?;
+    drop(progress);
+    if let Err(error) = child.go() {
+        return refused_launch(&error);
+    }
+    let process = Process::of_child(child.pid(), &path)?;
+    let notes = plan.problems.clone();
+    let subject = Subject {
+        process,
+        plan,
+        notes,
+        own_system_rate: 0.0,
+        expected_execs: 1,
+    };
+    let finished = start::observe(workbench, live, subject, options, &runtime, &mut signals);
+    let refused = match &finished {
+        Ok(finished) => start::conclude(finished, options) == Outcome::Refused,
+        Err(error) => {
+            eprintln!("leaktrace: no report could be made: {error:#}");
+            false
+        }
+    };
+    if finished.is_ok_and(|it| it.report.end == Some(EndReason::Signal("SIGTSTP"))) {
+        // The command was stopped with us; the shell is to see that.
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP)?;
+    }
+    let ended = runtime.block_on(wait(&mut child, &mut signals))?;
+    Ok(if refused {
+        Outcome::Refused
+    } else {
+        Outcome::Command(ended)
+    })
+}
+
+fn command(launch: &Launch) -> Result<Command> {
+    let mut words = launch.command.iter().cloned();
+    let mut command = Command::new(words.next().unwrap_or_default(), words.collect());
+    if let Some(name) = &launch.user {
+        command.user = Some(User::look_up(name)?);
+    }
+    Ok(command)
+}
+
+fn refused_launch(error: &LaunchError) -> Result<Outcome> {
+    eprintln!("leaktrace: {error}");
+    Ok(Outcome::Command(error.exit_code()))
+}
+
+/// Waits for the command's end, passing signals on.
+async fn wait(child: &mut Child, signals: &mut Signals) -> Result<u8> {
+    while child.outcome()?.is_none() {
+        tokio::select! {
+            _ = signals.next() => {}
+            () = tokio::time::sleep(std::time::Duration::from_millis(50)) => {}
+        }
+    }
+    Ok(child.reap()?.exit_code())
+}
