@@ -12,7 +12,7 @@ use leaktrace_common::stack::{NOT_STORED, StackEnd};
 use crate::{
     bpf::Maps,
     model::{Completeness, Frame, Site, SortKey, Sums},
-    symbolize::{Symbolizer, is_thread_start},
+    symbolize::Symbolizer,
 };
 
 pub use ages::{AgeFilter, BlockAges};
@@ -113,11 +113,7 @@ impl Aggregator {
 
     fn learn(&mut self, addresses: Box<[u64]>, end: u32) -> KnownStack {
         let end = StackEnd::from_number(end);
-        let complete = end == Some(StackEnd::ChainEnd)
-            && self
-                .symbolizer
-                .resolve_outermost(&addresses)
-                .is_some_and(|frame| is_thread_start(&frame));
+        let complete = end == Some(StackEnd::ChainEnd) && self.symbolizer.begins_thread(&addresses);
         KnownStack {
             addresses,
             end,

@@ -80,17 +80,21 @@ mod tests {
 
     #[test]
     fn a_name_that_expands_without_end_stays_mangled() {
-        // Each level doubles what the one before stands for.
-        let mut name = String::from("_Z1fI1aE");
-        for level in 0..40 {
-            let seq = if level == 0 {
-                "S_".to_owned()
-            } else {
-                format!("S{}_", level - 1)
-            };
-            name = format!("{name}St4pairI{seq}{seq}E");
-        }
-        assert!(demangle(&name).len() <= LONGEST_NAME);
+        // f(), whose argument is a pair of two pairs of two pairs, and so on:
+        // the second is always a reference to the first.
+        let depth = 12;
+        let seconds: String = ('0'..='9')
+            .chain('A'..)
+            .take(depth)
+            .map(|n| format!("S{n}_E"))
+            .collect();
+        let name = format!("_Z1fSt4pairI{}iiE{seconds}", "S_I".repeat(depth));
+        let unbounded = cpp_demangle::Symbol::new(&name)
+            .unwrap()
+            .demangle()
+            .unwrap();
+        assert!(unbounded.len() > LONGEST_NAME, "{unbounded}");
+        assert_eq!(demangle(&name), name);
         let long = "é".repeat(LONGEST_NAME);
         assert!(demangle(&long).len() <= LONGEST_NAME);
     }

@@ -9,6 +9,8 @@ use object::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ElfImage {
     segments: Vec<Segment>,
+    /// Address at which a program begins.
+    pub entry: u64,
     /// GNU build id, bytes.
     pub build_id: Option<Vec<u8>>,
     /// Name of a separate file with debug information, and its CRC-32.
@@ -27,9 +29,14 @@ pub struct DebugSize {
     /// Every debug section that is stored compressed, uncompressed: these are
     /// unpacked into leaktrace's memory, while others are read where they are.
     pub unpacked: u64,
-    /// The largest unit in `.debug_info`; 0 when that is compressed.
+    /// The largest unit in `.debug_info`; 0 when that is compressed, or far too
+    /// large anyway.
     pub largest_unit: u64,
 }
+
+/// Largest `.debug_info` whose units are looked at, bytes: more than anyone
+/// would read.
+const WALKED_AT_MOST: u64 = 1 << 30;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
@@ -64,6 +71,7 @@ impl ElfImage {
         segments.sort_by_key(|segment| !segment.executable);
         Ok(Self {
             segments,
+            entry: file.entry(),
             build_id: file.build_id().ok().flatten().map(<[u8]>::to_vec),
             debug_link: file
                 .gnu_debuglink()
@@ -122,7 +130,7 @@ fn debug_size(file: &object::File) -> DebugSize {
         if name.ends_with(b"debug_info") || name.ends_with(b"debug_line") {
             size.info_and_line = size.info_and_line.saturating_add(range.uncompressed_size);
         }
-        if name == b".debug_info" && !compressed {
+        if name == b".debug_info" && !compressed && range.uncompressed_size <= WALKED_AT_MOST {
             size.largest_unit = section.data().map_or(0, largest_unit);
         }
     }
@@ -138,6 +146,9 @@ fn largest_unit(mut section: &[u8]) -> u64 {
             (u32::MAX, Some((long, rest))) => (u64::from_le_bytes(*long), rest),
             (short, _) => (u64::from(short), rest),
         };
+        if length == 0 {
+            break; // Nothing can be read beyond it.
+        }
         largest = largest.max(length);
         let Some(next) = usize::try_from(length)
             .ok()

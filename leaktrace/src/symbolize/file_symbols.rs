@@ -21,6 +21,7 @@ use super::{
     elf_image::ElfImage,
     limits::Limits,
     symbol_table::SymbolTable,
+    thread_start::{is_thread_start, is_thread_start_code},
 };
 
 /// What is known of one file, read when its first address is looked up.
@@ -35,6 +36,15 @@ pub struct FileSymbols {
     /// Keeps `debug_source`'s path valid.
     _debug_file: Option<File>,
     build_id: Option<Arc<str>>,
+}
+
+/// What an address is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The functions inlined there, innermost first, and the one they are in.
+    pub frames: Arc<[Frame]>,
+    /// It's a call in a function in which a thread begins.
+    pub begins_thread: bool,
 }
 
 /// Source file names, shared between frames.
@@ -62,14 +72,14 @@ impl FileSymbols {
             build_id: None,
         };
         let Some(bytes) = map(image.file()) else {
-            notes.push(format!("{path} can't be read: no symbols for it"));
+            notes.push(format!("{path} can't be read: no symbols for it."));
             return symbols;
         };
         match ElfImage::parse(&bytes) {
             Ok(parsed) => symbols.image = parsed,
             Err(error) => {
                 notes.push(format!(
-                    "{path} is no ELF file that can be read ({error}): no symbols for it"
+                    "{path} is no ELF file that can be read ({error}): no symbols for it."
                 ));
                 return symbols;
             }
@@ -103,7 +113,7 @@ impl FileSymbols {
                 None => symbols.debug_source = Some(Source::from(Elf::new(source))),
                 Some(objection) => notes.push(format!(
                     "{path} has {objection}: its functions are named from its symbol table, \
-                     without source lines and inlined functions"
+                     without source lines and inlined functions."
                 )),
             }
         }
@@ -120,14 +130,13 @@ impl FileSymbols {
         self.debug_source = None;
     }
 
-    /// Looks up offsets in the file; the frames of each, innermost first, are
-    /// those inlined into a function and the function.
+    /// Looks up offsets in the file.
     pub fn resolve(
         &self,
         reader: &symbolize::Symbolizer,
         names: &mut SourceNames,
         offsets: &[u64],
-    ) -> Vec<(u64, Arc<[Frame]>)> {
+    ) -> Vec<(u64, Place)> {
         let addresses: Vec<Option<u64>> = offsets
             .iter()
             .map(|offset| self.image.virtual_address(*offset))
@@ -149,11 +158,18 @@ impl FileSymbols {
             .enumerate()
             .map(|(index, (offset, address))| {
                 let detail = details.get(index).and_then(Symbolized::as_sym);
-                let frames = match address {
-                    Some(address) => self.frames(*offset, *address, detail, names),
-                    None => Arc::from([self.blank(*offset)]),
+                let place = match address {
+                    Some(address) => {
+                        let frames = self.frames(*offset, *address, detail, names);
+                        let begins_thread = self.begins_thread(*offset, *address, &frames);
+                        Place {
+                            frames,
+                            begins_thread,
+                        }
+                    }
+                    None => Place::unknown(self.blank(*offset)),
                 };
-                (*offset, frames)
+                (*offset, place)
             })
             .collect()
     }
@@ -194,10 +210,30 @@ impl FileSymbols {
         frames.into()
     }
 
+    fn begins_thread(&self, offset: u64, address: u64, frames: &[Frame]) -> bool {
+        // The last table is the one of the mapped file itself, with the code.
+        let code = self
+            .tables
+            .last()
+            .map_or(&[][..], |own| own.bytes_from(offset + 1));
+        frames.last().is_some_and(is_thread_start)
+            || is_thread_start_code(address, self.image.entry, code)
+    }
+
     fn blank(&self, offset: u64) -> Frame {
         Frame {
             build_id: self.build_id.clone(),
             ..blank_frame(Some(&self.path), offset)
+        }
+    }
+}
+
+impl Place {
+    /// One without functions.
+    pub fn unknown(frame: Frame) -> Self {
+        Self {
+            frames: Arc::from([frame]),
+            begins_thread: false,
         }
     }
 }

@@ -19,6 +19,10 @@ use super::elf_image::DebugSize;
 /// | C++, gcc -O1, 236 (174) | 1 | 117 | 238 |
 /// | C++, clang -O1, 47 (33), without `.debug_aranges` | 6 | 67 | 92 |
 ///
+/// Time: 10 000 addresses in 500 stacks, spread over every unit, take 0.3 s with
+/// 92 MiB of C, 0.4 to 0.6 s with 95 MiB of C++ (0.8 s when compressed), and
+/// 5 to 8 s with 500 MiB, where everything is dropped and begun anew twice.
+///
 /// A unit once touched stays in memory, at up to 2.8 times its share of
 /// `.debug_info` and `.debug_line`. So memory is watched while addresses are
 /// looked up, and everything is dropped and begun anew when it grew too much;

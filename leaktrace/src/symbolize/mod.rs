@@ -4,7 +4,10 @@
 //! Only files are read, and only through descriptors opened while the target
 //! ran, so that it may be gone by now, and its files deleted or replaced.
 //! Everything that interprets those files happens in a thread of its own
-//! ([`worker`]), since they may be broken or hostile.
+//! ([`worker`]), since they may be broken or hostile. What that does not save
+//! leaktrace from: a file cut short while it is read (SIGBUS), debug information
+//! nested half a million levels deep (stack overflow), and compressed debug
+//! information that is larger than it says (memory).
 
 mod address_space;
 mod code_file;
@@ -23,6 +26,8 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     sync::Arc,
 };
@@ -38,20 +43,19 @@ use crate::{
 use self::{
     address_space::{AddressSpace, CodeMapping, FileId, Location},
     code_file::{CodeFile, Image},
-    debug_file::SearchPath,
-    file_symbols::blank_frame,
+    debug_file::{SearchPath, descriptor_path},
+    file_symbols::{Place, blank_frame},
     worker::{Answer, Failure, Request, Worker},
 };
 
 pub use limits::Limits;
-pub use thread_start::is_thread_start;
 
 /// How to symbolize.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The target's root directory, where separate debug files are looked for
-    /// before leaktrace's own: `/proc/PID/root`, or `/proc/self/fd/N` of it
-    /// opened, which outlives the target. `None` when both are the same.
+    /// The target's root directory (`/proc/PID/root`), where separate debug
+    /// files are looked for first, and then in leaktrace's own. Opened by
+    /// [`Symbolizer::new`], so that it outlives the target.
     pub target_root: Option<PathBuf>,
     /// Directories of separate debug files, in both roots.
     pub debug_directories: Vec<PathBuf>,
@@ -84,6 +88,8 @@ pub struct Symbolizer {
     ids: HashMap<FileKey, FileId>,
     worker: Option<Worker>,
     notes: Vec<String>,
+    /// Keeps the path to the target's root in `options` valid.
+    _root: Option<File>,
 }
 
 /// What makes two mappings' files the same.
@@ -97,7 +103,7 @@ struct FileKey {
 struct KnownFile {
     file: CodeFile,
     trust: Trust,
-    resolved: HashMap<u64, Arc<[Frame]>>,
+    resolved: HashMap<u64, Place>,
 }
 
 /// How much of a file may be read, after it made the reader fail.
@@ -111,7 +117,18 @@ enum Trust {
 impl Symbolizer {
     /// Knows no mappings yet, and starts nothing.
     #[must_use]
-    pub fn new(options: Options) -> Self {
+    pub fn new(mut options: Options) -> Self {
+        let root = options.target_root.as_ref().and_then(|root| {
+            let flags = libc::O_PATH | libc::O_DIRECTORY;
+            OpenOptions::new()
+                .read(true)
+                .custom_flags(flags)
+                .open(root)
+                .ok()
+        });
+        if let Some(root) = &root {
+            options.target_root = Some(descriptor_path(root));
+        }
         Self {
             options,
             space: AddressSpace::default(),
@@ -119,6 +136,7 @@ impl Symbolizer {
             ids: HashMap::new(),
             worker: None,
             notes: Vec::new(),
+            _root: root,
         }
     }
 
@@ -159,12 +177,17 @@ impl Symbolizer {
         self.assemble(addresses)
     }
 
-    /// The outermost frame of a stack alone, for [`is_thread_start`].
+    /// Whether a stack's outermost frame is where its thread began: a function
+    /// of a known name (`_start`, `clone3`), the code at a program's entry
+    /// point, or a call after which the thread exits. The latter two also hold
+    /// where files are stripped, as most distributions' libc is.
     #[must_use]
-    pub fn resolve_outermost(&mut self, addresses: &[u64]) -> Option<Frame> {
-        let outermost = looked_up(addresses).last()?;
+    pub fn begins_thread(&mut self, addresses: &[u64]) -> bool {
+        let Some(outermost) = looked_up(addresses).last() else {
+            return false;
+        };
         self.look_up([outermost]);
-        self.found(outermost).last().cloned()
+        self.found(outermost).begins_thread
     }
 
     /// Whether every address of a stack lies in a mapping known so far. Settles
@@ -263,7 +286,7 @@ impl Symbolizer {
         let known = &mut self.files[index];
         for offset in offsets {
             let blank = blank_frame(Some(&known.file.path), offset);
-            known.resolved.insert(offset, Arc::from([blank]));
+            known.resolved.insert(offset, Place::unknown(blank));
         }
     }
 
@@ -310,12 +333,15 @@ impl Symbolizer {
         };
         known.trust = trust;
         let why = match failure {
-            Failure::Died => "broken",
+            Failure::Died => "being broken",
             Failure::Late => "taking too long to read",
         };
         add_note(
             &mut self.notes,
-            format!("the {what} of {} are {why}: {instead}", known.file.path),
+            format!(
+                "The {what} of {} can't be used, {why}: {instead}.",
+                known.file.path
+            ),
         );
     }
 
@@ -333,22 +359,22 @@ impl Symbolizer {
         }
     }
 
-    /// The frames of an address that was looked up.
-    fn found(&mut self, address: u64) -> Arc<[Frame]> {
-        let known = self
-            .space
-            .resolve(address)
-            .and_then(|Location { file, file_offset }| {
-                self.files[file.0 as usize].resolved.get(&file_offset)
-            });
-        known.map_or_else(|| Arc::from([blank_frame(None, address)]), Arc::clone)
+    /// What is known of an address that was looked up.
+    fn found(&mut self, address: u64) -> Place {
+        let location = self.space.resolve(address);
+        let known = location.and_then(|Location { file, file_offset }| {
+            self.files[file.0 as usize].resolved.get(&file_offset)
+        });
+        known
+            .cloned()
+            .unwrap_or_else(|| Place::unknown(blank_frame(None, address)))
     }
 
     fn assemble(&mut self, addresses: &[u64]) -> Arc<[Frame]> {
         let mut frames = Vec::with_capacity(addresses.len());
         let mut in_allocator = true;
         for (position, address) in looked_up(addresses).enumerate() {
-            for frame in &*self.found(address) {
+            for frame in &*self.found(address).frames {
                 in_allocator &= position == 0
                     || frame
                         .symbol

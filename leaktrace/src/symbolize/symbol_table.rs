@@ -75,8 +75,16 @@ impl SymbolTable {
         })
     }
 
+    /// The file's bytes from an offset on.
+    pub fn bytes_from(&self, offset: u64) -> &[u8] {
+        usize::try_from(offset)
+            .ok()
+            .and_then(|offset| self.image.get(offset..))
+            .unwrap_or_default()
+    }
+
     fn name(&self, offset: u64) -> Option<&str> {
-        let bytes = self.image.get(usize::try_from(offset).ok()?..)?;
+        let bytes = self.bytes_from(offset);
         let end = memchr::memchr(0, bytes)?;
         std::str::from_utf8(&bytes[..end])
             .ok()

@@ -16,13 +16,11 @@ use std::{
 
 use blazesym::symbolize;
 
-use crate::model::Frame;
-
 use super::{
     address_space::FileId,
     code_file::Image,
     debug_file::SearchPath,
-    file_symbols::{FileSymbols, SourceNames, new_reader},
+    file_symbols::{FileSymbols, Place, SourceNames, new_reader},
     limits::{Limits, MemoryWatch, give_back_freed_memory},
 };
 
@@ -55,8 +53,8 @@ pub struct Request {
 
 /// What the thread answers.
 pub enum Answer {
-    /// Frames of some of the offsets, innermost first.
-    Resolved(Vec<(u64, Arc<[Frame]>)>),
+    /// What some of the offsets are.
+    Resolved(Vec<(u64, Place)>),
     /// A sentence for the report.
     Note(String),
     /// The request is done.
@@ -203,7 +201,7 @@ impl Engine {
         for chunk in request.offsets.chunks(CHUNK) {
             let resolved = file.resolve(&self.reader, &mut self.names, chunk);
             answers.send(Answer::Resolved(resolved)).ok()?;
-            if self.memory.growth() > self.limits.growth {
+            if self.memory.growth() >= self.limits.growth {
                 self.forget();
                 restarts += 1;
                 if restarts > self.limits.restarts && file.debug_source().is_some() {
@@ -211,7 +209,7 @@ impl Engine {
                     self.too_large.insert(request.file);
                     notes.push(format!(
                         "{} takes too much memory to read its debug information: some functions \
-                         are named from its symbol table, without source lines and inlined functions",
+                         are named from its symbol table, without source lines and inlined functions.",
                         request.path
                     ));
                 }

@@ -108,7 +108,7 @@ fn a_reader_that_panics_is_replaced_and_the_file_trusted_less() {
     let notes = symbolizer.notes();
     assert_eq!(notes.len(), 2);
     assert!(
-        notes[0].starts_with("the debug information of"),
+        notes[0].starts_with("The debug information of"),
         "{}",
         notes[0]
     );
@@ -144,4 +144,40 @@ fn a_reader_that_takes_too_long_is_left_behind() {
         "{:?}",
         symbolizer.notes()
     );
+}
+
+#[test]
+fn two_gib_of_debug_information_are_left_alone_and_said_so() {
+    let Some(workshop) = Workshop::open("broken::two_gib_of_debug_information…") else {
+        return;
+    };
+    let program = workshop.program("program");
+    // The section moves behind the end of the file, which grows without being
+    // written.
+    let mut bytes = std::fs::read(&program).unwrap();
+    let (end, size) = (bytes.len() as u64, 2_u64 << 30);
+    let headers = u64::from_le_bytes(bytes[0x28..0x30].try_into().unwrap()) as usize;
+    let index = {
+        use object::{Object as _, ObjectSection as _};
+        let file = object::File::parse(&*bytes).unwrap();
+        file.section_by_name(".debug_info").unwrap().index().0
+    };
+    let header = headers + index * 64;
+    bytes[header + 0x18..header + 0x20].copy_from_slice(&end.to_le_bytes());
+    bytes[header + 0x20..header + 0x28].copy_from_slice(&size.to_le_bytes());
+    std::fs::write(&program, &bytes).unwrap();
+    let file = File::options().write(true).open(&program).unwrap();
+    file.set_len(end + size).unwrap();
+    drop(file);
+
+    let target = Target::start(&program, &[]);
+    let mut symbolizer = target.symbolizer(plain());
+    let started = Instant::now();
+    let frames = symbolizer.resolve_stack(&[target.address("main")]);
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert_eq!((name(&frames[0]), frames[0].line), ("main", None));
+    let [note] = symbolizer.notes() else {
+        panic!("{:?}", symbolizer.notes())
+    };
+    assert!(note.contains("has 2049 MiB of debug information"), "{note}");
 }
