@@ -64,6 +64,7 @@ fn free<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, control
     if let Some(value) = L::take(address) {
         stacks::subtract(&value);
         count(Counter::FreeCalls);
+        debug_log!(&registers, "freed {:x}, {} bytes", address, value.size());
         return;
     }
     if let Some(record) = IN_FLIGHT.get_ptr(&thread) {
@@ -230,5 +231,12 @@ fn record_block<L: LiveTable>(record: &mut InFlight, block: u64, registers: Regi
     };
     if L::insert(block, &value) {
         stacks::add_block(sums, size);
+        debug_log!(
+            &registers,
+            "allocated {:x}, {} bytes, stack {:x}",
+            block,
+            size,
+            stack_id
+        );
     }
 }

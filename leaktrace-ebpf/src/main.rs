@@ -9,6 +9,9 @@
     reason = "core::sync::atomic has no fetch_add for this target"
 )]
 
+#[macro_use]
+mod debug_log;
+
 mod calls;
 mod counters;
 mod in_flight;

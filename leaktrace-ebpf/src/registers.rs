@@ -2,7 +2,9 @@
 //! that knows the architecture's registers (x86_64, System V calling
 //! convention).
 
-use aya_ebpf::bindings::pt_regs;
+use core::ffi::c_void;
+
+use aya_ebpf::{EbpfContext, bindings::pt_regs};
 
 /// Registers of the target's thread at a probe.
 #[derive(Clone, Copy)]
@@ -54,6 +56,12 @@ impl Registers {
     #[inline(always)]
     pub fn instruction_pointer(self) -> u64 {
         register!(self, rip)
+    }
+}
+
+impl EbpfContext for Registers {
+    fn as_ptr(&self) -> *mut c_void {
+        self.0.cast_mut().cast()
     }
 }
 

@@ -78,6 +78,8 @@ pub struct TraceInfo {
     pub options: Vec<(String, String)>,
     /// Kernel features found and whether they are used.
     pub features: Vec<FeatureInfo>,
+    /// Whether the process was started by us, so that nothing came before.
+    pub from_start: bool,
     /// What sites are ordered by.
     pub sort: SortKey,
     /// Cost of one allocation with its free, measured on leaktrace itself.

@@ -47,7 +47,11 @@ fn exchange(place: *mut u64, old: u64, new: u64) -> bool {
 /// The bucket with this number, counted round.
 #[inline(always)]
 fn bucket(number: u32, buckets: u32) -> Option<*mut Bucket> {
-    let number = if number >= buckets { number - buckets } else { number };
+    let number = if number >= buckets {
+        number - buckets
+    } else {
+        number
+    };
     LIVE_SLOTS.get_ptr_mut(number)
 }
 
@@ -118,7 +122,9 @@ fn spilled(home: *mut Bucket) -> *mut u64 {
 
 #[inline(always)]
 fn buckets() -> u32 {
-    let Some(control) = CONTROL.get_ptr(0) else { return 0 };
+    let Some(control) = CONTROL.get_ptr(0) else {
+        return 0;
+    };
     // SAFETY: the array lives as long as the program.
     unsafe { (*control).buckets }
 }
@@ -159,13 +165,17 @@ impl LiveTable for Slots {
         let buckets = buckets();
         let key = slot_key(address, PROCESS);
         let number = bucket_of(key, buckets);
-        let Some(home) = bucket(number, buckets) else { return false };
+        let Some(home) = bucket(number, buckets) else {
+            return false;
+        };
         if put_into(home, key, value) {
             return true;
         }
         let mut step = 1;
         while step < PROBE_BUCKETS {
-            let Some(next) = bucket(number + step, buckets) else { return false };
+            let Some(next) = bucket(number + step, buckets) else {
+                return false;
+            };
             // Counted before it can be found.
             add(spilled(home), 1);
             if put_into(next, key, value) {

@@ -4,6 +4,7 @@
 
 mod batch;
 mod control;
+mod debug_log;
 mod features;
 mod links;
 mod maps;

@@ -17,6 +17,7 @@ use leaktrace_common::{
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::{
+    debug_log,
     features::{Feature, Features},
     probes::LiveForm,
     syscall::{self, BPF_BTF_LOAD},
@@ -178,6 +179,7 @@ impl Object {
             .map_max_entries("IN_FLIGHT", limits.max_threads)
             .load(&self.bytes)
             .map_err(|error| explain_load_error(error.into()))?;
+        debug_log::print(&mut ebpf);
         let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         let maps = names
             .into_iter()

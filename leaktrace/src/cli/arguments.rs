@@ -197,6 +197,7 @@ impl Run {
 
 impl Trace {
     fn into_options(self, default_overhead: Overhead) -> Result<TraceOptions, String> {
+        Destination::check_distinct(&self.outputs).map_err(|error| error.to_string())?;
         let (min, max) = (
             self.min_size.unwrap_or(0),
             self.max_size.unwrap_or(u64::MAX),

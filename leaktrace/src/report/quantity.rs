@@ -170,11 +170,14 @@ pub fn percent_whole(share: f64) -> String {
     }
 }
 
-/// A duration in its two largest units: `0.3 s`, `60 s`, `10 min 12 s`,
+/// A duration in its two largest units: `40 ms`, `0.3 s`, `60 s`, `10 min 12 s`,
 /// `1 h 40 min`, `6 d`.
 #[must_use]
 pub fn duration(value: Duration) -> String {
     let seconds = value.as_secs();
+    if value < Duration::from_millis(100) {
+        return format!("{} ms", value.as_millis());
+    }
     if seconds < 10 {
         let text = format!("{:.1} s", value.as_secs_f64());
         return text.replace(".0 ", " ");

@@ -2,6 +2,7 @@
 //! hold up the watch: signals, the brake and the target's end come first.
 
 use std::{
+    os::fd::BorrowedFd,
     path::PathBuf,
     sync::{
         Arc,
@@ -65,7 +66,8 @@ pub struct Workshop {
     pub maps: Arc<Maps>,
     pub process: Arc<Process>,
     pub outputs: Outputs,
-    pub screen: Option<(Arc<Screen>, Terminal)>,
+    /// Where tables go, and its descriptor.
+    pub screen: Option<(Arc<Screen>, BorrowedFd<'static>)>,
     pub options: TraceOptions,
 }
 
@@ -162,7 +164,9 @@ impl Workshop {
     fn table(&mut self, snapshot: Snapshot) {
         let top = self.options.top;
         let report = self.report(snapshot, Some(top));
-        if let Some((screen, terminal)) = &self.screen {
+        if let Some((screen, fd)) = &self.screen {
+            // Each time anew: a terminal's size changes.
+            let terminal = Terminal::of(fd);
             let options = TableOptions {
                 width: terminal.columns,
                 colour: terminal.colour,

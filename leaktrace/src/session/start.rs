@@ -1,7 +1,7 @@
 //! Everything between the command line and the first event that counts, and
 //! what is common to both ways of tracing.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{os::fd::BorrowedFd, path::Path, sync::Arc, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::stdio;
@@ -145,11 +145,18 @@ pub fn observe(
         expected_execs,
     } = subject;
     let process = Arc::new(process);
-    find_trampoline(&live.maps, &process);
+    let trampoline_found = find_trampoline(&live.maps, &process);
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
-    greet(&process, &plan, &live, &memory_at_start, &outputs);
+    greet(
+        &process,
+        &plan,
+        &live,
+        &memory_at_start,
+        &outputs,
+        expected_execs > 0,
+    );
     let pair_cost = workbench.calibration.pair_cost;
     let trace = TraceInfo {
         started: live.started,
@@ -158,11 +165,10 @@ pub fn observe(
         watched: plan.watched.clone(),
         options: options.describe(),
         features: workbench.features.list(),
+        from_start: expected_execs > 0,
         sort: options.sort,
         pair_cost: Some(pair_cost),
     };
-    let (screen, terminal) = screen.unzip();
-    let screen = screen.map(Arc::new);
     let mut symbolizer = symbolizer(&process);
     refresh(&mut symbolizer, &process);
     let reporter = Reporter::start(Workshop {
@@ -176,7 +182,7 @@ pub fn observe(
         maps: live.maps,
         process: Arc::clone(&process),
         outputs,
-        screen: screen.clone().zip(terminal),
+        screen: screen.clone(),
         options: options.clone(),
     })?;
     let watch = Watch {
@@ -191,8 +197,13 @@ pub fn observe(
         cost: CostWatch::new(options.brake, pair_cost, own_system_rate),
         memory: memory_at_start,
         expected_execs,
+        trampoline_found,
     };
-    runtime.block_on(watch.run(reporter, signals, screen.as_deref()))
+    runtime.block_on(watch.run(
+        reporter,
+        signals,
+        screen.as_ref().map(|(screen, _)| screen.as_ref()),
+    ))
 }
 
 /// The first lines.
@@ -202,6 +213,7 @@ fn greet(
     live: &Live,
     memory: &crate::model::MemorySample,
     outputs: &Outputs,
+    from_start: bool,
 ) {
     let info = process.info();
     let files = plan.file_names();
@@ -209,7 +221,7 @@ fn greet(
         "{}",
         messages::attached(&info, plan.function_count(), &files, &live.started)
     );
-    if let Some(line) = messages::unexplained(memory) {
+    if !from_start && let Some(line) = messages::unexplained(memory) {
         eprintln!("{line}");
     }
     eprintln!(
@@ -287,22 +299,20 @@ fn outputs(options: &TraceOptions, process: &Process, started: &jiff::Zoned) -> 
 }
 
 /// Where tables go; none with `-q`.
-fn screen(options: &TraceOptions, outputs: &Outputs) -> Result<Option<(Screen, Terminal)>> {
+fn screen(
+    options: &TraceOptions,
+    outputs: &Outputs,
+) -> Result<Option<(Arc<Screen>, BorrowedFd<'static>)>> {
     if options.quiet {
         return Ok(None);
     }
-    let screen = if outputs.use_stdout() {
-        (
-            Screen::start(stdio::stderr()),
-            Terminal::of(stdio::stderr()),
-        )
+    let fd = if outputs.use_stdout() {
+        stdio::stderr()
     } else {
-        (
-            Screen::start(stdio::stdout()),
-            Terminal::of(stdio::stdout()),
-        )
+        stdio::stdout()
     };
-    Ok(Some((screen.0.context("opening the screen")?, screen.1)))
+    let screen = Screen::start(fd).context("opening the screen")?;
+    Ok(Some((Arc::new(screen), fd)))
 }
 
 /// Prints the last report.

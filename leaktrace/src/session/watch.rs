@@ -52,6 +52,8 @@ pub struct Watch {
     /// How many times the target may exec before its image is another one: 1
     /// for a command that we start.
     pub expected_execs: u64,
+    /// Whether the kernel's trampoline was seen in the target.
+    pub trampoline_found: bool,
 }
 
 /// Figures of the last check.
@@ -212,6 +214,7 @@ impl Watch {
 
     /// Learns new stacks, where the trampoline is, how much memory is used.
     fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
+        self.trampoline_found = self.trampoline_found || find_trampoline(maps, &self.process);
         self.sample_memory();
         reporter.learn(Snapshot {
             taken: jiff::Zoned::now(),
@@ -291,16 +294,17 @@ impl Watch {
     }
 }
 
-/// Tells the programs where the kernel mapped its trampoline, when it is not at
-/// the usual place.
-pub fn find_trampoline(maps: &Maps, process: &Process) {
+/// Tells the programs where the kernel mapped its trampoline; false while it
+/// has mapped none, which it does at the first call that needs one.
+pub fn find_trampoline(maps: &Maps, process: &Process) -> bool {
     let Ok(mappings) = mapping::read_mappings(process) else {
-        return;
+        return false;
     };
-    if let Some(mapping) = mappings
+    let found = mappings
         .iter()
-        .find(|mapping| mapping.is_special("[uprobes]"))
-    {
+        .find(|mapping| mapping.is_special("[uprobes]"));
+    if let Some(mapping) = found {
         maps.control().set_trampoline(mapping.start);
     }
+    found.is_some()
 }

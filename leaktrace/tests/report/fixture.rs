@@ -270,6 +270,7 @@ pub fn bare() -> Report {
                 available: true,
                 used: true,
             }],
+            from_start: false,
             sort: SortKey::LiveBytes,
             pair_cost: Some(Duration::from_nanos(1_420)),
         },

@@ -22,10 +22,12 @@ pub(super) fn write(report: &Report, page: &mut Page) {
     let rss = report.memory_at_start.rss.map_or_else(String::new, |rss| {
         format!(" (RSS was {} then)", quantity::bytes_fine(rss))
     });
-    page.say(
-        Look::Plain,
-        format!("  blocks allocated before {since}{rss}"),
-    );
+    if !report.trace.from_start {
+        page.say(
+            Look::Plain,
+            format!("  blocks allocated before {since}{rss}"),
+        );
+    }
     counters(report, page);
     incomplete_stacks(report, page);
     let filters: Vec<_> = report
@@ -48,7 +50,12 @@ fn counters(report: &Report, page: &mut Page) {
     for counter in Counter::ALL {
         let value = report.counter(*counter);
         // How many calls there were is told elsewhere.
-        if value == 0 || matches!(counter, Counter::AllocCalls | Counter::FreeCalls) {
+        if value == 0
+            || matches!(
+                counter,
+                Counter::AllocCalls | Counter::FreeCalls | Counter::Exec
+            )
+        {
             continue;
         }
         let text = format!("{} {}", quantity::grouped(value), counter.text());
@@ -56,7 +63,7 @@ fn counters(report: &Report, page: &mut Page) {
             (Effect::Lost, _) => lost.push(text),
             (Effect::Inexact, _) => inexact.push(text),
             (Effect::None, Counter::FailedAlloc | Counter::TailCall | Counter::NestedCall)
-            | (Effect::None, Counter::Exec | Counter::FreeRetried) => ordinary.push(text),
+            | (Effect::None, Counter::FreeRetried) => ordinary.push(text),
             (Effect::None, _) => partial.push(text),
         }
     }
