@@ -3,9 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::AddAssign,
+    path::Path,
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     ledger,
@@ -209,16 +210,41 @@ const MOST_SUMS: usize = 1 << 14;
 ///
 /// # Errors
 /// When anything differs, or the report calls itself inexact.
-pub fn check_ledger(report: &Report, directory: &std::path::Path) -> Result<Truth> {
-    check_exact(report)?;
-    let window = Window::of(report)?;
+pub fn check_ledger(report: &Report, directory: &Path) -> Result<Truth> {
+    Ok(check_ledgers(std::slice::from_ref(report), directory)?.remove(0))
+}
+
+/// As [`check_ledger`], for several reports that were made one after the other
+/// of one fixture.
+///
+/// # Errors
+/// When anything differs, or a report calls itself inexact.
+pub fn check_ledgers(reports: &[Report], directory: &Path) -> Result<Vec<Truth>> {
+    let windows = reports.iter().map(Window::of).collect::<Result<Vec<_>>>()?;
+    let truths = truths(directory, &windows)?;
+    for (number, ((report, truth), window)) in reports.iter().zip(&truths).zip(&windows).enumerate()
+    {
+        check_truth(report, truth, *window).with_context(|| format!("report {number}"))?;
+    }
+    Ok(truths)
+}
+
+/// What the ledger in `directory` says of each of `windows`.
+///
+/// # Errors
+/// When it can't be read or contradicts itself.
+pub fn truths(directory: &Path, windows: &[Window]) -> Result<Vec<Truth>> {
     let logs = ledger::open(directory)?
         .into_iter()
         .map(|log| (log.thread, log))
         .collect();
-    let truth = replay(logs, window)?;
-    check_straddlers(&truth, window)?;
-    check_sites(report, &truth)?;
+    replay(logs, windows)
+}
+
+fn check_truth(report: &Report, truth: &Truth, window: Window) -> Result<()> {
+    check_exact(report)?;
+    check_straddlers(truth, window)?;
+    check_sites(report, truth)?;
     check_range(
         "unknown_free",
         report.counter("unknown_free")?,
@@ -228,8 +254,7 @@ pub fn check_ledger(report: &Report, directory: &std::path::Path) -> Result<Trut
         "failed_alloc",
         report.counter("failed_alloc")?,
         truth.failed,
-    )?;
-    Ok(truth)
+    )
 }
 
 fn check_straddlers(truth: &Truth, window: Window) -> Result<()> {

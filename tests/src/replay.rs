@@ -1,4 +1,4 @@
-//! Replays a ledger over the time in which leaktrace counted: what each site
+//! Replays a ledger over the times in which leaktrace counted: what each site
 //! must show, and by how much calls that straddle an edge may change it.
 //!
 //! Blocks move as the tracer must see them move: given back when a call begins
@@ -84,34 +84,22 @@ impl Window {
             off: (disabled - uncertainty, disabled),
         })
     }
-
-    fn place(&self, call: &Call) -> Place {
-        if call.end_ns < self.on.0 || call.start_ns > self.off.1 {
-            Place::Outside
-        } else if call.start_ns <= self.on.1 {
-            Place::Straddles(Edge::On)
-        } else if call.end_ns >= self.off.0 {
-            Place::Straddles(Edge::Off)
-        } else {
-            Place::Inside
-        }
-    }
 }
 
-/// Where a call lies.
+/// Where a call lies: in which window, and how.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Outside,
-    Straddles(Edge),
-    Inside,
+    Straddles(usize, Edge),
+    Inside(usize),
 }
 
-/// Whether leaktrace knows a block.
+/// Whether leaktrace knows a block, and since which window.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Known {
     No,
-    Maybe,
-    Yes,
+    Maybe(usize),
+    Yes(usize),
 }
 
 #[derive(Clone, Copy)]
@@ -131,12 +119,13 @@ struct Thread<I> {
     held: Option<Block>,
 }
 
-/// Replays `logs`, each a thread's number and its calls in order.
+/// Replays `logs`, each a thread's number and its calls in order, and gives the
+/// truth for each of `windows`, which follow each other.
 ///
 /// # Errors
-/// When a log can't be read, or the ledger contradicts itself: a block given
-/// back twice, or handed out while it is live.
-pub fn replay<I>(logs: Vec<(u32, I)>, window: Window) -> Result<Truth>
+/// When a log can't be read, windows overlap, or the ledger contradicts itself:
+/// a block given back twice, or handed out while it is live.
+pub fn replay<I>(logs: Vec<(u32, I)>, windows: &[Window]) -> Result<Vec<Truth>>
 where
     I: Iterator<Item = Result<Call>>,
 {
@@ -158,10 +147,15 @@ where
         .enumerate()
         .map(|(index, thread)| Reverse((thread.call.start_ns, true, index)))
         .collect();
+    ensure!(
+        windows.windows(2).all(|pair| pair[0].off.1 < pair[1].on.0),
+        "windows overlap: {windows:?}"
+    );
+    let truths = windows.iter().map(|_| Truth::default()).collect();
     let mut replay = Replay {
-        window,
+        windows: windows.to_vec(),
         blocks: HashMap::new(),
-        truth: Truth::default(),
+        truths,
     };
     while let Some(Reverse((_, is_begin, index))) = order.pop() {
         let thread = &mut threads[index];
@@ -185,19 +179,47 @@ where
 }
 
 struct Replay {
-    window: Window,
+    windows: Vec<Window>,
     blocks: HashMap<u64, Block>,
-    truth: Truth,
+    /// One for each window.
+    truths: Vec<Truth>,
 }
 
 impl Replay {
+    fn place(&self, call: &Call) -> Result<Place> {
+        let index = self
+            .windows
+            .partition_point(|window| window.off.1 < call.start_ns);
+        let Some(window) = self.windows.get(index) else {
+            return Ok(Place::Outside);
+        };
+        if let Some(next) = self.windows.get(index + 1) {
+            ensure!(
+                call.end_ns < next.on.0,
+                "a call reaches into two windows: {call:?}"
+            );
+        }
+        Ok(if call.end_ns < window.on.0 {
+            Place::Outside
+        } else if call.start_ns <= window.on.1 {
+            Place::Straddles(index, Edge::On)
+        } else if call.end_ns >= window.off.0 {
+            Place::Straddles(index, Edge::Off)
+        } else {
+            Place::Inside(index)
+        })
+    }
+
     /// A call begins: takes the block that it gives back. Gives the block that
     /// it may put back.
     fn begin(&mut self, thread: u32, call: &Call) -> Result<Option<Block>> {
-        match self.window.place(call) {
-            Place::Inside => self.truth.calls += 1,
-            Place::Straddles(edge) => {
-                *self.truth.straddlers.entry((thread, edge)).or_default() += 1;
+        match self.place(call)? {
+            Place::Inside(window) => self.truths[window].calls += 1,
+            Place::Straddles(window, edge) => {
+                *self.truths[window]
+                    .straddlers
+                    .entry((thread, edge))
+                    .or_default() += 1;
             }
             Place::Outside => {}
         }
@@ -208,7 +230,7 @@ impl Replay {
             bail!("the ledger contradicts itself: unknown block in {call:?}");
         };
         if call.kind == Kind::Free {
-            self.give_back(call, block);
+            self.give_back(call, block)?;
             return Ok(None);
         }
         Ok(Some(block))
@@ -219,60 +241,72 @@ impl Replay {
         if call.kind == Kind::Free {
             return Ok(());
         }
-        let place = self.window.place(call);
+        let place = self.place(call)?;
         let is_refused = call.address == 0 && (call.kind == Kind::Alloc || call.size > 0);
         if is_refused {
-            count(&mut self.truth.failed, place);
+            self.count(place, |truth| &mut truth.failed);
         }
         let Some(old) = held else {
             if call.address != 0 {
-                self.hand_out(call, Known::from(place))?;
+                self.hand_out(call, place)?;
             }
             return Ok(());
         };
-        if place == Place::Straddles(Edge::Off) && old.known == Known::Yes {
-            // Seen before it began, within, or after.
-            let freed = (old.site, Sums::freed(old.size));
-            let mut outcomes = vec![vec![], vec![freed]];
-            if call.address != 0 {
-                outcomes.push(vec![freed, (call.site, Sums::allocated(call.size))]);
-            }
-            self.truth.open.push(outcomes);
-            let (address, block) = match call.address {
-                0 if call.size == 0 => return Ok(()),
-                0 => (call.old, old),
-                address => (
-                    address,
-                    Block {
-                        site: call.site,
-                        size: call.size,
-                        known: Known::No,
-                    },
-                ),
-            };
-            return self.insert(
-                address,
-                Block {
-                    known: Known::No,
-                    ..block
-                },
-                call,
-            );
+        if let Place::Straddles(window, Edge::Off) = place
+            && old.known == Known::Yes(window)
+        {
+            return self.resize_over_the_end(call, old, window);
         }
         if is_refused {
             return self.insert(call.old, old, call);
         }
-        self.give_back(call, old);
+        self.give_back(call, old)?;
         if call.address != 0 {
-            self.hand_out(call, Known::from(place))?;
+            self.hand_out(call, place)?;
         }
         Ok(())
     }
 
-    fn hand_out(&mut self, call: &Call, known: Known) -> Result<()> {
-        if known == Known::Yes {
-            *self.truth.certain.entry(call.site).or_default() += Sums::allocated(call.size);
+    /// Seen before the call began, within, or after.
+    fn resize_over_the_end(&mut self, call: &Call, old: Block, window: usize) -> Result<()> {
+        let freed = (old.site, Sums::freed(old.size));
+        let mut outcomes = vec![vec![], vec![freed]];
+        if call.address != 0 {
+            outcomes.push(vec![freed, (call.site, Sums::allocated(call.size))]);
         }
+        self.truths[window].open.push(outcomes);
+        let (address, block) = match call.address {
+            0 if call.size == 0 => return Ok(()),
+            0 => (call.old, old),
+            address => (
+                address,
+                Block {
+                    site: call.site,
+                    size: call.size,
+                    known: Known::No,
+                },
+            ),
+        };
+        self.insert(
+            address,
+            Block {
+                known: Known::No,
+                ..block
+            },
+            call,
+        )
+    }
+
+    fn hand_out(&mut self, call: &Call, place: Place) -> Result<()> {
+        let known = match place {
+            Place::Inside(window) => {
+                let sums = self.truths[window].certain.entry(call.site).or_default();
+                *sums += Sums::allocated(call.size);
+                Known::Yes(window)
+            }
+            Place::Straddles(window, _) => Known::Maybe(window),
+            Place::Outside => Known::No,
+        };
         self.insert(
             call.address,
             Block {
@@ -290,66 +324,69 @@ impl Replay {
             previous.is_none(),
             "the ledger contradicts itself: handed out twice in {call:?}"
         );
-        self.truth.peak_blocks = self.truth.peak_blocks.max(self.blocks.len() as u64);
+        if let Place::Inside(window) = self.place(call)? {
+            let peak = &mut self.truths[window].peak_blocks;
+            *peak = (*peak).max(self.blocks.len() as u64);
+        }
         Ok(())
     }
 
-    fn give_back(&mut self, call: &Call, block: Block) {
+    fn give_back(&mut self, call: &Call, block: Block) -> Result<()> {
         let freed = (block.site, Sums::freed(block.size));
         let allocated = (block.site, Sums::allocated(block.size));
-        let place = self.window.place(call);
+        let place = self.place(call)?;
         match (block.known, place) {
-            (Known::No, _) => count(&mut self.truth.unknown_frees, place),
-            (Known::Yes, Place::Inside) => {
-                *self.truth.certain.entry(block.site).or_default() += freed.1;
+            (Known::Yes(of), Place::Inside(window)) if of == window => {
+                *self.truths[of].certain.entry(block.site).or_default() += freed.1;
             }
-            (Known::Yes, Place::Outside) => {}
-            (Known::Yes, Place::Straddles(_)) => self.truth.open.push(vec![vec![], vec![freed]]),
-            (Known::Maybe, Place::Inside) => {
-                self.truth.unknown_frees.1 += 1;
-                self.truth.open.push(vec![vec![], vec![allocated, freed]]);
+            (Known::Yes(of), Place::Straddles(window, _)) if of == window => {
+                self.truths[of].open.push(vec![vec![], vec![freed]]);
             }
-            (Known::Maybe, Place::Outside) => self.truth.open.push(vec![vec![], vec![allocated]]),
-            (Known::Maybe, Place::Straddles(_)) => {
-                self.truth.unknown_frees.1 += 1;
-                self.truth
+            (Known::Maybe(of), Place::Inside(window)) if of == window => {
+                self.truths[of].unknown_frees.1 += 1;
+                self.truths[of]
                     .open
-                    .push(vec![vec![], vec![allocated], vec![allocated, freed]]);
+                    .push(vec![vec![], vec![allocated, freed]]);
+            }
+            (Known::Maybe(of), Place::Straddles(window, _)) if of == window => {
+                self.truths[of].unknown_frees.1 += 1;
+                let outcomes = vec![vec![], vec![allocated], vec![allocated, freed]];
+                self.truths[of].open.push(outcomes);
+            }
+            // Not known in this window, if it is in any.
+            (known, place) => {
+                self.stays(block, known);
+                self.count(place, |truth| &mut truth.unknown_frees);
             }
         }
+        Ok(())
     }
 
-    fn finish(mut self) -> Truth {
-        for block in self
-            .blocks
-            .values()
-            .filter(|block| block.known == Known::Maybe)
-        {
+    /// The block was still live when the window ended that knows it.
+    fn stays(&mut self, block: Block, known: Known) {
+        if let Known::Maybe(window) = known {
             let allocated = (block.site, Sums::allocated(block.size));
-            self.truth.open.push(vec![vec![], vec![allocated]]);
+            self.truths[window].open.push(vec![vec![], vec![allocated]]);
         }
-        self.truth
     }
-}
 
-impl From<Place> for Known {
-    fn from(place: Place) -> Self {
+    fn count(&mut self, place: Place, range: fn(&mut Truth) -> &mut (u64, u64)) {
         match place {
-            Place::Inside => Self::Yes,
-            Place::Straddles(_) => Self::Maybe,
-            Place::Outside => Self::No,
+            Place::Inside(window) => {
+                let (least, most) = range(&mut self.truths[window]);
+                *least += 1;
+                *most += 1;
+            }
+            Place::Straddles(window, _) => range(&mut self.truths[window]).1 += 1,
+            Place::Outside => {}
         }
     }
-}
 
-fn count((least, most): &mut (u64, u64), place: Place) {
-    match place {
-        Place::Inside => {
-            *least += 1;
-            *most += 1;
+    fn finish(mut self) -> Vec<Truth> {
+        for block in std::mem::take(&mut self.blocks).into_values() {
+            self.stays(block, block.known);
         }
-        Place::Straddles(_) => *most += 1,
-        Place::Outside => {}
+        self.truths
     }
 }
 
@@ -402,7 +439,7 @@ mod tests {
                 calls.iter().copied().map(Ok),
             )
         });
-        replay(logs.collect(), WINDOW)
+        Ok(replay(logs.collect(), &[WINDOW])?.remove(0))
     }
     fn live(truth: &Truth, site: u16) -> (u64, u64) {
         let sums = truth.certain.get(&site).copied().unwrap_or_default();
@@ -466,6 +503,32 @@ mod tests {
         assert_eq!((live(&refused, 1), refused.failed), ((7, 1), (1, 1)));
         let given_back = truth(&[&[alloc(200, 0x10, 7), realloc(300, 0x10, 0, 0)]]).unwrap();
         assert_eq!((live(&given_back, 1), given_back.failed), ((0, 0), (0, 0)));
+    }
+
+    #[test]
+    fn each_window_knows_its_own_blocks_only() {
+        let second = Window {
+            on: (2000, 2010),
+            off: (2900, 2910),
+        };
+        let calls = [
+            alloc(200, 0x10, 7),
+            alloc(908, 0x20, 9),
+            alloc(2100, 0x30, 11),
+            free(2200, 0x10),
+            free(2300, 0x20),
+        ];
+        let logs = vec![(0, calls.into_iter().map(Ok))];
+        let truths = replay(logs, &[WINDOW, second]).unwrap();
+        assert_eq!(
+            (live(&truths[0], 1), live(&truths[1], 1)),
+            ((7, 1), (11, 1))
+        );
+        assert_eq!((truths[0].open.len(), truths[1].open.len()), (1, 0));
+        assert_eq!(
+            (truths[0].unknown_frees, truths[1].unknown_frees),
+            ((0, 0), (2, 2))
+        );
     }
 
     #[test]

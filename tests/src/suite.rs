@@ -65,7 +65,7 @@ fn trial(case: Case) -> Trial {
                     eprintln!("NOT RUN: {}: {reason}", case.name);
                     Ok(Completion::ignored_with(reason))
                 }
-                None => Err(Failed::from(format!("{error:?}"))),
+                None => Err(Failed::from(format!("{error:#}"))),
             },
         }
     })

@@ -1,0 +1,139 @@
+//! The brake: what tracing would cost is known before, watched meanwhile, and
+//! bounded.
+
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use leaktrace_tests::{
+    fixture::Fixture,
+    suite::{self, Need, case},
+    tracer,
+};
+
+fn main() -> ExitCode {
+    const C: &[Need] = &[Need::Tracing, Need::C];
+    suite::main(vec![
+        case("tight_loop_is_refused", C, refused),
+        case("refused_limit_can_be_lifted", C, lifted),
+        case("estimate_is_printed", C, estimate),
+        case("idle_target_is_not_refused", C, idle),
+        case("target_that_turns_tight_is_let_go", C, let_go),
+    ])
+}
+
+fn with_brake(pid: u32, more: &[&str]) -> Result<tracer::Start> {
+    let start = tracer::Start::bare(&["attach", &pid.to_string(), "--no-save", "-q"])?;
+    Ok(start.args(more))
+}
+
+/// A tight malloc loop is not attached to, and told why and how all the same.
+fn refused() -> Result<()> {
+    let mut fixture = Fixture::start("tight", &[])?;
+    fixture.tell("tight")?;
+    let ended = with_brake(fixture.pid(), &["--duration", "5s"])?.ended()?;
+    ended.expect_status(3)?;
+    let said = ended.stderr.join("\n");
+    for part in [
+        "not attached: tight makes ",
+        " allocations/s; exact tracing would take about ",
+        " of its CPU (limit 50 %).",
+        &format!(
+            "To go on all the same, briefly:  leaktrace attach {} --max-overhead 100% --duration 10s",
+            fixture.pid()
+        ),
+    ] {
+        ensure!(said.contains(part), "{part:?} is missing in {said:?}");
+    }
+    ensure!(!said.contains("attached to "), "it attached: {said:?}");
+    fixture.finish_well()
+}
+
+/// `--max-overhead 100%` attaches all the same.
+fn lifted() -> Result<()> {
+    let mut fixture = Fixture::start("tight", &[])?;
+    fixture.tell("tight")?;
+    let start = with_brake(
+        fixture.pid(),
+        &["--max-overhead", "100%", "--duration", "1s"],
+    )?;
+    let ended = start.ended()?;
+    ended.expect_status(0)?;
+    fixture.finish_well()
+}
+
+/// `--estimate` says what tracing would cost, and attaches to nothing.
+fn estimate() -> Result<()> {
+    let mut fixture = Fixture::start("tight", &[])?;
+    fixture.tell("tight")?;
+    let ended =
+        tracer::Start::bare(&["attach", &fixture.pid().to_string(), "--estimate"])?.ended()?;
+    ended.expect_status(0)?;
+    let said = format!("{}\n{}", ended.stdout, ended.stderr.join("\n"));
+    let begin = format!("tight ({}, up ", fixture.pid());
+    ensure!(said.contains(&begin), "{begin:?} is missing in {said:?}");
+    ensure!(said.contains("tracing will cost about "), "{said:?}");
+    ensure!(!said.contains("attached to "), "it attached: {said:?}");
+    ensure!(ended.files()?.is_empty(), "it wrote {:?}", ended.files()?);
+    fixture.finish_well()
+}
+
+/// A target that allocates little is traced under the default limit.
+fn idle() -> Result<()> {
+    let mut fixture = Fixture::start("tight", &[])?;
+    let ended = with_brake(fixture.pid(), &["--duration", "1s"])?.ended()?;
+    ended.expect_status(0)?;
+    fixture.finish_well()
+}
+
+/// How long a target that turns tight may be held up.
+const HELD_UP: Duration = Duration::from_secs(3);
+/// The share of its speed that it must regain.
+const REGAINED: f64 = 0.95;
+
+/// A target that is idle at the attach and turns tight afterwards is free again
+/// after 3 s, and as fast as before; leaktrace reports and ends with 3.
+fn let_go() -> Result<()> {
+    let mut fixture = Fixture::start("tight", &[])?;
+    let before = fixture.number("speed")?;
+    let tracer = {
+        let json = ["-o", "json:brake.json"];
+        with_brake(fixture.pid(), &json)?.attached()?
+    };
+    let traced = {
+        fixture.tell("tight")?;
+        let started = Instant::now();
+        let ended = tracer.ended()?;
+        ended.expect_status(3)?;
+        let said = format!("{}\n{}", ended.stdout, ended.stderr.join("\n"));
+        ensure!(said.contains("DETACHED after "), "{said:?}");
+        let json = ended.files()?;
+        ensure!(
+            json.iter().any(|path| path.ends_with("brake.json")),
+            "no report: {json:?}"
+        );
+        started.elapsed()
+    };
+    // The report was written within this time too.
+    ensure!(
+        traced <= HELD_UP + Duration::from_secs(1),
+        "it took {traced:?} to end"
+    );
+    fixture.tell("idle")?;
+    // The machine is noisy: the fastest of several measurements counts.
+    let after = (0..5)
+        .map(|_| fixture.number("speed"))
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .min()
+        .unwrap_or(u64::MAX);
+    let regained = before as f64 / after as f64;
+    println!("held up {traced:?}; {before} fs a pair before, {after} fs after ({regained:.3})");
+    ensure!(
+        regained >= REGAINED,
+        "{before} fs a pair before, {after} fs after"
+    );
+    fixture.finish_well()
+}
