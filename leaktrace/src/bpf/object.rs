@@ -179,12 +179,8 @@ impl Object {
             .map_max_entries("IN_FLIGHT", limits.max_threads)
             .load(&self.bytes)
             .map_err(|error| explain_load_error(error.into()))?;
+        let maps = MapSet::of(&ebpf)?;
         debug_log::print(&mut ebpf);
-        let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
-        let maps = names
-            .into_iter()
-            .filter_map(|name| Some((name.clone(), ebpf.take_map(&name)?)));
-        let maps = MapSet(maps.collect());
         Ok((ebpf, maps))
     }
 
@@ -270,34 +266,47 @@ fn load_btf(object: &mut aya_obj::Object) -> Option<OwnedFd> {
     unsafe { syscall::bpf_fd(BPF_BTF_LOAD, &mut attributes) }.ok()
 }
 
-/// An object's maps by name.
-pub struct MapSet(HashMap<String, Map>);
+/// An object's maps by name, through descriptors of their own.
+pub struct MapSet(HashMap<String, OwnMap>);
+
+struct OwnMap {
+    fd: OwnedFd,
+    max_entries: u32,
+}
 
 impl MapSet {
+    fn of(ebpf: &Ebpf) -> Result<Self> {
+        let mut maps = HashMap::new();
+        for (name, map) in ebpf.maps() {
+            let (Map::Array(data)
+            | Map::HashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::PerCpuHashMap(data)
+            | Map::RingBuf(data)) = map
+            else {
+                bail!("the BPF object's map {name} is of an unexpected type");
+            };
+            let fd = data.fd().as_fd().try_clone_to_owned()?;
+            let max_entries = data.info()?.max_entries();
+            maps.insert(name.to_owned(), OwnMap { fd, max_entries });
+        }
+        Ok(Self(maps))
+    }
+
+    fn get(&self, name: &str) -> Result<&OwnMap> {
+        self.0
+            .get(name)
+            .ok_or_else(|| anyhow!("the BPF object has no map {name}"))
+    }
+
     /// How many entries one of them holds.
     pub fn max_entries(&self, name: &str) -> Result<u32> {
-        let map = self
-            .0
-            .get(name)
-            .ok_or_else(|| anyhow!("the BPF object has no map {name}"))?;
-        match map {
-            Map::Array(data) | Map::HashMap(data) => Ok(data.info()?.max_entries()),
-            _ => bail!("the BPF object's map {name} is of an unexpected type"),
-        }
+        Ok(self.get(name)?.max_entries)
     }
 
     /// The descriptor of one of them.
     pub fn fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
-        match self.0.get(name) {
-            Some(
-                Map::Array(data)
-                | Map::HashMap(data)
-                | Map::PerCpuArray(data)
-                | Map::PerCpuHashMap(data),
-            ) => Ok(data.fd().as_fd()),
-            Some(_) => bail!("the BPF object's map {name} is of an unexpected type"),
-            None => bail!("the BPF object has no map {name}"),
-        }
+        Ok(self.get(name)?.fd.as_fd())
     }
 }
 
