@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     ffi::OsStr,
     io::{BufRead, BufReader, Write},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
@@ -66,6 +67,22 @@ impl Start {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Gives way to leaktrace, which is nice itself: for fixtures that would
+    /// take all processors while it attaches.
+    #[must_use]
+    pub fn nice(mut self) -> Self {
+        let lowest = || {
+            // SAFETY: a plain system call, about the caller itself.
+            match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) } {
+                0 => Ok(()),
+                _ => Err(last_error()),
+            }
+        };
+        // SAFETY: between fork and exec it makes one system call only.
+        unsafe { self.command.pre_exec(lowest) };
         self
     }
 

@@ -60,6 +60,15 @@ pub struct Truth {
     pub peak_blocks: u64,
 }
 
+impl Truth {
+    /// How many calls straddle this edge.
+    #[must_use]
+    pub fn straddlers_of(&self, edge: Edge) -> u64 {
+        let calls = self.straddlers.iter().filter(|((_, of), _)| *of == edge);
+        calls.map(|(_, calls)| calls).sum()
+    }
+}
+
 impl Window {
     /// The window that a report tells.
     ///

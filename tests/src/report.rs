@@ -137,8 +137,8 @@ impl Report {
         self.by(|stack| stack.caller())
     }
 
-    /// Sums by the first function whose name, without its path, starts with
-    /// `prefix`; other stacks go under their caller.
+    /// Sums by the first function whose name, without path and arguments, starts
+    /// with `prefix`; other stacks go under their caller.
     #[must_use]
     pub fn by_function(&self, prefix: &str) -> BTreeMap<String, Sums> {
         self.by(|stack| stack.function(prefix).unwrap_or_else(|| stack.caller()))
@@ -219,6 +219,7 @@ impl Stack {
         self.frames
             .iter()
             .filter_map(|frame| frame.symbol.as_deref())
+            .map(|symbol| symbol.split('(').next().unwrap_or(symbol))
             .map(|symbol| symbol.rsplit("::").next().unwrap_or(symbol))
             .find(|symbol| symbol.starts_with(prefix))
             .map(String::from)

@@ -27,8 +27,11 @@ fn main() -> ExitCode {
 /// one, at most one a thread.
 fn often(times: u64, disabled_features: &str) -> Result<()> {
     // The threads work a little between calls: the ledger has to hold a minute.
-    let arguments = ["8", "300", "20000000", "300"];
-    let mut fixture = Start::new("mixed", &arguments)?.with_ledger()?.start()?;
+    let arguments = ["8", "300", "20000000", "3000"];
+    let mut fixture = Start::new("mixed", &arguments)?
+        .with_ledger()?
+        .nice()
+        .start()?;
     fixture.tell("fast")?;
     let mut reports = Vec::new();
     for round in 0..times {
