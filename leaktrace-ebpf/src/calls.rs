@@ -79,6 +79,12 @@ fn free<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, control
     count(Counter::UnknownFree);
 }
 
+/// Whether calls of this role give back one block and get another.
+#[inline(always)]
+fn is_resize(role: u8) -> bool {
+    role == Role::Realloc as u8 || role == Role::ReallocArray as u8
+}
+
 /// Requested bytes of a call, multiplied out.
 #[inline(always)]
 fn requested_size(arguments: Arguments, cookie: Cookie) -> u64 {
@@ -103,7 +109,7 @@ fn requested_size(arguments: Arguments, cookie: Cookie) -> u64 {
 #[inline(always)]
 fn allocate<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, control: &Control) {
     let role = cookie.role();
-    let resizes = role == Role::Realloc as u8 || role == Role::ReallocArray as u8;
+    let resizes = is_resize(role);
     let arguments = registers.arguments();
     let size = requested_size(arguments, cookie);
     if !resizes && (size < control.min_size || size > control.max_size) {
@@ -133,11 +139,10 @@ fn allocate<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, con
     if resizes {
         let block = arguments.get(cookie.block());
         record.pointer = block;
-        if block != 0 {
-            match L::take(block) {
-                Some(old) => record.old = old,
-                None => count(Counter::UnknownFree),
-            }
+        if block != 0
+            && let Some(old) = L::take(block)
+        {
+            record.old = old;
         }
     } else if role == Role::AllocOut as u8 {
         record.pointer = arguments.get(cookie.out());
@@ -194,6 +199,9 @@ pub fn leave<L: LiveTable>(registers: Registers) {
             return;
         }
         stacks::subtract(&old);
+    } else if is_resize(role) && record.pointer != 0 && (block != 0 || record.size == 0) {
+        // It gave back a block that was not recorded.
+        count(Counter::UnknownFree);
     }
     if block == 0 {
         if record.size != 0 {

@@ -80,7 +80,10 @@ pub fn labels<'a>(report: &Report, site: &'a Site, inlined: &str) -> Vec<Label<'
 fn escaped(name: &str) -> String {
     let clean = name::clean(name).replace(';', ":");
     let mut text = clean.trim().to_owned();
-    if let Some(rest) = text.strip_prefix("# ") {
+    // The weight follows after a space, and `# ` begins a comment.
+    if text == "#" {
+        text.push('_');
+    } else if let Some(rest) = text.strip_prefix("# ") {
         text = format!("#_{rest}");
     }
     if let Some((head, last)) = text.rsplit_once(char::is_whitespace)

@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn durations_show_two_units() {
         let shown = |seconds| duration(Duration::from_secs_f64(seconds));
-        assert_eq!(shown(0.0), "0 s");
+        assert_eq!(shown(0.0), "0 ms");
         assert_eq!(shown(0.31), "0.3 s");
         assert_eq!(shown(60.9), "60 s");
         assert_eq!(shown(612.0), "10 min 12 s");

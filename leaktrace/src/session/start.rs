@@ -198,6 +198,7 @@ pub fn observe(
         memory: memory_at_start,
         expected_execs,
         trampoline_found,
+        silent_periods: 0,
     };
     runtime.block_on(watch.run(
         reporter,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use leaktrace_common::counter::Counter;
+use leaktrace_common::counter::{Counter, CounterBlock};
 use tokio::{
     io::unix::AsyncFd,
     time::{MissedTickBehavior, interval, sleep_until},
@@ -54,6 +54,8 @@ pub struct Watch {
     pub expected_execs: u64,
     /// Whether the kernel's trampoline was seen in the target.
     pub trampoline_found: bool,
+    /// How often perf events had fallen silent.
+    pub silent_periods: u64,
 }
 
 /// Figures of the last check.
@@ -191,12 +193,10 @@ impl Watch {
     /// Perf events fall silent when the process's first thread ends, although
     /// the process lives: they are replaced by some that are not bound to it.
     fn follow_process(&mut self) -> Result<()> {
-        if self.attachment.kind != LinkKind::Perf
-            || self.attachment.scope == Scope::Everyone
-            || !self.process.main_thread_ended()
-        {
+        if !self.is_silent() {
             return Ok(());
         }
+        self.silent_periods += 1;
         self.tracer
             .maps()
             .control()
@@ -212,6 +212,20 @@ impl Watch {
         Ok(())
     }
 
+    /// Whether perf events have fallen silent.
+    fn is_silent(&self) -> bool {
+        self.attachment.kind == LinkKind::Perf
+            && self.attachment.scope != Scope::Everyone
+            && self.process.main_thread_ended()
+    }
+
+    /// The programs' counters, with what only we can know.
+    fn counters(&self, maps: &Maps) -> Result<CounterBlock> {
+        let mut counters = maps.counters()?;
+        counters.events[Counter::Silent as usize] = self.silent_periods;
+        Ok(counters)
+    }
+
     /// Learns new stacks, where the trampoline is, how much memory is used.
     fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
         self.trampoline_found = self.trampoline_found || find_trampoline(maps, &self.process);
@@ -220,7 +234,7 @@ impl Watch {
             taken: jiff::Zoned::now(),
             elapsed: self.started.elapsed(),
             end: None,
-            counters: maps.counters()?,
+            counters: self.counters(maps)?,
             sums: maps.sums()?,
             ages: None,
             alloc_rate: 0.0,
@@ -239,7 +253,7 @@ impl Watch {
 
     fn snapshot(&mut self, maps: &Maps, rate: &mut AllocRate, ages: bool) -> Result<Snapshot> {
         self.sample_memory();
-        let counters = maps.counters()?;
+        let counters = self.counters(maps)?;
         Ok(Snapshot {
             taken: jiff::Zoned::now(),
             elapsed: self.started.elapsed(),
@@ -267,6 +281,9 @@ impl Watch {
         let disabled = maps.control().enable(false);
         let elapsed = self.started.elapsed();
         let progress = Progress::start("taking the probes out");
+        if self.is_silent() && self.process.is_alive() {
+            self.silent_periods += 1;
+        }
         let attachment = self.attachment.take();
         attachment.detach(|closed, all| {
             progress.phase(format!("taking the probes out: {closed} of {all}"));
@@ -274,7 +291,7 @@ impl Watch {
         let end = end?;
         progress.phase("reading what is held");
         self.sample_memory();
-        let counters = maps.counters()?;
+        let counters = self.counters(maps)?;
         let sums = maps.sums()?;
         let ages = snapshot::ages(maps, self.options.ages, disabled.latest_ns)?;
         progress.phase("reading symbols and writing the report");
