@@ -25,6 +25,8 @@ pub struct Report {
     pub disabled_ns: Option<u64>,
     /// How much earlier that may have been.
     pub disabled_uncertainty_ns: Option<u64>,
+    /// Why the trace ended; `null` while it has not.
+    pub end: Option<End>,
     /// By name.
     pub counters: BTreeMap<String, u64>,
     /// Over all stacks.
@@ -40,6 +42,15 @@ pub struct Process {
     pub pid: u32,
     /// Command name.
     pub name: String,
+}
+
+/// Why a trace ended.
+#[derive(Debug, Deserialize)]
+pub struct End {
+    /// `signal`, `duration`, …
+    pub reason: String,
+    /// Which signal.
+    pub signal: Option<String>,
 }
 
 /// Over all stacks.
@@ -80,6 +91,8 @@ pub struct Stack {
     pub freed_bytes: u64,
     /// Blocks given back.
     pub freed_blocks: u64,
+    /// Age of its oldest live block, when ages were computed.
+    pub oldest_age_ns: Option<u64>,
     /// From the allocating function outwards.
     pub frames: Vec<Frame>,
 }

@@ -326,6 +326,12 @@ impl Tracer {
         })
     }
 
+    /// Whether the JSON report exists.
+    #[must_use]
+    pub fn has_written(&self) -> bool {
+        self.directory.path().join("report.json").exists()
+    }
+
     /// The JSON report as it is now, if it was written.
     ///
     /// # Errors

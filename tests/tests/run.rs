@@ -1,5 +1,236 @@
-//! To be written.
-use leaktrace_tests::suite;
-fn main() -> std::process::ExitCode {
-    suite::main(vec![])
+//! `leaktrace run`: from the first instruction, and as if leaktrace were not
+//! there.
+
+use std::{
+    io::Write,
+    process::{ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use leaktrace_tests::{
+    build,
+    comparison::{Expected, check_exact},
+    suite::{self, Need, case},
+    tracer::{Ended, Start},
+};
+
+fn main() -> ExitCode {
+    const C: &[Need] = &[Need::Tracing, Need::C];
+    suite::main(vec![
+        case(
+            "constructors_are_seen_from_the_first_instruction",
+            C,
+            constructors,
+        ),
+        case(
+            "constructors_are_seen_with_perf_links",
+            C,
+            constructors_perf,
+        ),
+        case("exit_status_is_the_commands", C, exit_status),
+        case("death_by_signal_is_128_and_more", C, death_by_signal),
+        case("stdin_and_stdout_pass_through", C, pass_through),
+        case("signals_pass_through", C, signals),
+        case("command_has_its_own_niceness_and_oom_score", C, whoami),
+        case("command_runs_as_another_user", C, other_user),
+        case("command_that_is_not_found", &[Need::Tracing], not_found),
+        case(
+            "command_that_can_not_be_executed",
+            &[Need::Tracing],
+            not_executable,
+        ),
+        case("own_failure_is_125", &[Need::Tracing], own_failure),
+        case("duration_ends_the_trace_not_the_command", C, duration),
+    ])
+}
+
+fn command(arguments: &[&str]) -> Result<Vec<String>> {
+    let mut command = vec![build::fixture("constructors")?.display().to_string()];
+    command.extend(arguments.iter().map(|argument| (*argument).to_string()));
+    Ok(command)
+}
+
+fn run(arguments: &[&str]) -> Result<Ended> {
+    Start::run(&[], &command(arguments)?)?.ended()
+}
+
+/// What `constructors.c` holds when it ends.
+fn check(ended: &Ended) -> Result<()> {
+    let report = ended.report_whatever_status()?;
+    check_exact(&report)?;
+    ensure!(report.totals.alloc_blocks == 7, "{:?}", report.totals);
+    Expected::of(&[
+        ("library_keeps", 3000, 3),
+        ("program_keeps", 1000, 2),
+        ("main_keeps", 250, 1),
+    ])
+    .check(&report)
+}
+
+/// Allocations of a library's constructor and the program's own are there,
+/// exactly, with symbols although the process has ended.
+fn constructors() -> Result<()> {
+    let ended = run(&[])?;
+    ended.expect_status(0)?;
+    check(&ended)
+}
+
+fn constructors_perf() -> Result<()> {
+    let ended = Start::run(&[], &command(&[])?)?
+        .without_features("uprobe_multi")
+        .ended()?;
+    ended.expect_status(0)?;
+    check(&ended)
+}
+
+fn exit_status() -> Result<()> {
+    for code in ["0", "1", "3", "42", "255"] {
+        let ended = run(&["exit", code])?;
+        ended.expect_status(code.parse()?)?;
+        check(&ended)?;
+    }
+    Ok(())
+}
+
+fn death_by_signal() -> Result<()> {
+    for signal in [libc::SIGKILL, libc::SIGSEGV] {
+        let ended = run(&["signal", &signal.to_string()])?;
+        ended.expect_status(128 + signal)?;
+        check(&ended)?;
+    }
+    Ok(())
+}
+
+/// Bytes go through unchanged; what leaktrace itself says is on stderr or comes
+/// after them.
+fn pass_through() -> Result<()> {
+    let mut start = Start::run(&[], &command(&["copy"])?)?;
+    // A file, as a pipe's end would have to be written meanwhile.
+    let mut input = tempfile::tempfile()?;
+    let lines: String = (0..20_000)
+        .map(|number| format!("line {number} \u{1}\n"))
+        .collect();
+    input.write_all(lines.as_bytes())?;
+    std::io::Seek::rewind(&mut input)?;
+    start.command().stdin(Stdio::from(input));
+    let ended = start.ended()?;
+    ended.expect_status(0)?;
+    ensure!(
+        ended.stdout.starts_with(&lines),
+        "{} bytes of {}",
+        ended.stdout.len(),
+        lines.len()
+    );
+    check(&ended)
+}
+
+/// SIGTERM, SIGHUP and SIGUSR2 reach the command, which ends as it wants.
+fn signals() -> Result<()> {
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGUSR2] {
+        let mut tracer = Start::run(&[], &command(&["wait"])?)?.start()?;
+        tracer.wait_until_attached()?;
+        // It catches signals once it is in main.
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        tracer.signal(signal)?;
+        let ended = tracer.ended()?;
+        ended.expect_status(40 + signal)?;
+        check(&ended)?;
+    }
+    Ok(())
+}
+
+fn said_by_whoami(ended: &Ended) -> Result<String> {
+    let line = ended.stdout.lines().find(|line| line.starts_with("uid "));
+    line.map(String::from)
+        .with_context(|| format!("nothing in {:?}", ended.stdout))
+}
+
+/// leaktrace is nice and first to die when memory is short; its command is not.
+fn whoami() -> Result<()> {
+    let score = std::fs::read_to_string("/proc/self/oom_score_adj")?;
+    // SAFETY: a plain system call, about the caller itself.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let ended = run(&["whoami"])?;
+    ended.expect_status(0)?;
+    let said = said_by_whoami(&ended)?;
+    let wanted = format!("uid 0 nice {nice} oom {}", score.trim());
+    ensure!(said == wanted, "{said:?}, not {wanted:?}");
+    Ok(())
+}
+
+fn other_user() -> Result<()> {
+    let passwd = std::fs::read_to_string("/etc/passwd")?;
+    let nobody = passwd.lines().find(|line| line.starts_with("nobody:"));
+    let Some(uid) = nobody.and_then(|line| line.split(':').nth(2)) else {
+        return Err(suite::NotHere("there is no user nobody".into()).into());
+    };
+    // Where that user can execute it.
+    let directory = tempfile::tempdir_in("/tmp")?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(directory.path(), mode)?;
+    let program = directory.path().join("sh");
+    std::fs::copy(leaktrace_tests::fixture::which("sh")?, &program)?;
+    let command = [
+        program.display().to_string(),
+        "-c".into(),
+        "echo uid $(id -u)".into(),
+    ];
+    let ended = Start::run(&["--user", "nobody"], &command)?.ended()?;
+    ended.expect_status(0)?;
+    ensure!(
+        said_by_whoami(&ended)? == format!("uid {uid}"),
+        "{:?}",
+        ended.stdout
+    );
+    ended.report()?;
+    Ok(())
+}
+
+fn says(ended: &Ended, code: i32, text: &str) -> Result<()> {
+    ended.expect_status(code)?;
+    let said = ended.stderr.join("\n");
+    ensure!(said.contains(text), "said {said:?}, not {text:?}");
+    Ok(())
+}
+
+fn not_found() -> Result<()> {
+    let ended = Start::run(&[], &["/nonexistent/program"])?.ended()?;
+    says(
+        &ended,
+        127,
+        "leaktrace: cannot run `/nonexistent/program`: there is no such file; check the path",
+    )
+}
+
+fn not_executable() -> Result<()> {
+    let ended = Start::run(&[], &["/etc/passwd"])?.ended()?;
+    says(
+        &ended,
+        126,
+        "leaktrace: cannot run `/etc/passwd`: /etc/passwd cannot be executed: Permission denied \
+         (os error 13); it needs to be executable (chmod +x) for the user who runs it",
+    )
+}
+
+fn own_failure() -> Result<()> {
+    let ended = Start::run(&["--user", "no-such-user-here"], &["true"])?.ended()?;
+    says(
+        &ended,
+        125,
+        "leaktrace: there is no user named `no-such-user-here`; `getent passwd` lists them",
+    )
+}
+
+/// After `--duration` the probes are gone, the command goes on, and its status
+/// is still passed on.
+fn duration() -> Result<()> {
+    let ended = Start::run(&["--duration", "300ms"], &command(&["sleep", "1500"])?)?.ended()?;
+    ended.expect_status(0)?;
+    check(&ended)?;
+    ensure!(
+        ended.took.as_millis() >= 1000,
+        "it ended after {:?}",
+        ended.took
+    );
+    Ok(())
 }
