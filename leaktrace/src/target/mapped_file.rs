@@ -7,7 +7,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -64,6 +64,37 @@ impl MappedFile {
             inode: metadata.ino(),
             deleted: false,
         })
+    }
+
+    /// Opens the file behind a mapping that the process has, or had: by that
+    /// mapping if it is still there, otherwise by its path, below `root` when
+    /// the process has ended: its root directory, opened before.
+    ///
+    /// # Errors
+    /// Those of opening; `NotFound` when another file is at its path now.
+    pub fn open_mapping(
+        process: &Process,
+        root: Option<BorrowedFd<'_>>,
+        mapping: &Mapping,
+    ) -> io::Result<Self> {
+        let opened = open_map_file(process, mapping).and_then(|file| {
+            // Another file may have been mapped there since.
+            let is_same = file.metadata()?.ino() == mapping.inode;
+            is_same.then_some(file).ok_or_else(replaced)
+        });
+        let file =
+            opened.or_else(|error| open_by_path(process, root, mapping).map_err(|_| error))?;
+        Ok(Self::new(file, mapping))
+    }
+
+    fn new(file: File, mapping: &Mapping) -> Self {
+        Self {
+            file,
+            path: mapping.path.clone(),
+            device: mapping.device,
+            inode: mapping.inode,
+            deleted: mapping.deleted,
+        }
     }
 
     /// The file, to be read at explicit offsets: its position is shared.
@@ -159,13 +190,7 @@ pub fn open_executable_files(
     for key in order {
         let same = &by_file[&key];
         match open(process, same) {
-            Ok(file) => files.push(Arc::new(MappedFile {
-                file,
-                path: same[0].path.clone(),
-                device: key.0,
-                inode: key.1,
-                deleted: same[0].deleted,
-            })),
+            Ok(file) => files.push(Arc::new(MappedFile::new(file, same[0]))),
             Err(source) => problems.push(OpenProblem {
                 path: same[0].path.clone(),
                 pid: process.pid(),
@@ -176,10 +201,10 @@ pub fn open_executable_files(
     (files, problems)
 }
 
-/// Opens the file behind some mappings. First through `map_files`, which leads
-/// to the mapped file itself whatever has become of its path, but needs
-/// `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`; then through the path as the
-/// target sees it, if the same file is still there.
+/// Opens the file behind mappings that the process has. First through
+/// `map_files`, which leads to the mapped file itself whatever has become of
+/// its path, but needs `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`; then
+/// through the path as the target sees it, if the same file is still there.
 fn open(process: &Process, mappings: &[&Mapping]) -> io::Result<File> {
     let mut first_error = None;
     for mapping in mappings {
@@ -190,11 +215,30 @@ fn open(process: &Process, mappings: &[&Mapping]) -> io::Result<File> {
     }
     let first_error = first_error.unwrap_or_else(|| io::ErrorKind::NotFound.into());
     match mappings.first() {
-        Some(mapping) if !mapping.deleted => {
-            open_by_path(process, mapping).map_err(|_| first_error)
-        }
-        _ => Err(first_error),
+        Some(mapping) => open_by_path(process, None, mapping).map_err(|_| first_error),
+        None => Err(first_error),
     }
+}
+
+/// Looks below the process's root directory, or that given when it has none any
+/// more.
+fn open_by_path(
+    process: &Process,
+    root: Option<BorrowedFd<'_>>,
+    mapping: &Mapping,
+) -> io::Result<File> {
+    if mapping.deleted {
+        return Err(replaced());
+    }
+    match (open_root(process), root) {
+        (Ok(own), _) => open_below(own.as_fd(), mapping),
+        (Err(_), Some(root)) => open_below(root, mapping),
+        (Err(error), None) => Err(error),
+    }
+}
+
+fn replaced() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "another file is at its path now")
 }
 
 fn open_map_file(process: &Process, mapping: &Mapping) -> io::Result<File> {
@@ -209,16 +253,31 @@ fn open_map_file(process: &Process, mapping: &Mapping) -> io::Result<File> {
     reopen(&found, mapping, &File::from(found.try_clone()?).metadata()?)
 }
 
-fn open_by_path(process: &Process, mapping: &Mapping) -> io::Result<File> {
-    let root = rustix::fs::openat(
+/// Opens a process's root directory as a place to look for files; it stays one
+/// when the process ends.
+///
+/// # Errors
+/// When the process has ended, or may not be looked into.
+pub fn open_root(process: &Process) -> io::Result<OwnedFd> {
+    open_directory(&process.directory()?.join("root"))
+}
+
+/// Opens a directory for [`open_below`] alone.
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(
         CWD,
-        process.directory()?.join("root"),
+        path,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
-    )?;
+    )?)
+}
+
+/// Opens the file at a mapping's path below a root directory, if it is the one
+/// that is mapped.
+fn open_below(root: BorrowedFd<'_>, mapping: &Mapping) -> io::Result<File> {
     // Symbolic links must lead where they lead the target, not leaktrace.
     let found = rustix::fs::openat2(
-        &root,
+        root,
         &mapping.path,
         OFlags::PATH | OFlags::CLOEXEC,
         Mode::empty(),
@@ -229,10 +288,7 @@ fn open_by_path(process: &Process, mapping: &Mapping) -> io::Result<File> {
         // There `stat` and the mappings name different devices for one file.
         || matches!(rustix::fs::fstatfs(&found)?.f_type, OVERLAYFS | BTRFS);
     if !same_device || metadata.ino() != mapping.inode {
-        return Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            "another file is at its path now",
-        ));
+        return Err(replaced());
     }
     reopen(&found, mapping, &metadata)
 }
@@ -360,12 +416,13 @@ mod tests {
             .iter()
             .find(|m| m.executable && m.path == exe)
             .unwrap();
-        assert!(open_by_path(&process, own).is_ok());
+        let root = open_root(&process).unwrap();
+        assert!(open_below(root.as_fd(), own).is_ok());
         let other = directory.path().join("other");
         fs::write(&other, "another file").unwrap();
         fs::rename(&other, &exe).unwrap();
         assert_eq!(
-            open_by_path(&process, own).unwrap_err().to_string(),
+            open_below(root.as_fd(), own).unwrap_err().to_string(),
             "another file is at its path now"
         );
     }

@@ -3,10 +3,13 @@
 
 pub mod available;
 pub mod cgroup;
+pub mod code_mappings;
 pub mod cpu;
 pub mod error;
 pub mod mapped_file;
 pub mod mapping;
+pub mod mapping_events;
+pub mod mapping_watch;
 pub mod memory;
 pub mod select;
 pub mod status;
