@@ -111,9 +111,10 @@ struct Order {
         return memory == nullptr ? nullptr : new (memory) Order{id, lines};
     }
 
+    // What the service is there for: its work besides allocating.
     std::uint64_t price() const {
         std::uint64_t sum = id;
-        for (std::uint32_t line = 0; line < lines; ++line) sum = sum * 31 + line;
+        for (std::uint32_t step = 0; step < 30'000; ++step) sum = sum * 31 + step % (lines + 1);
         return sum;
     }
 };

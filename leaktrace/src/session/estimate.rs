@@ -54,7 +54,7 @@ impl Tally {
         let wall = self.started.elapsed();
         let cpu = clock.read().unwrap_or(self.cpu);
         self.attachment.detach(|_, _| {});
-        let used = cpu.total().saturating_sub(self.cpu.total());
+        let used = cpu.total.saturating_sub(self.cpu.total);
         let counting = calls as f64 * pair_cost.as_secs_f64() / 3.0;
         let system = cpu.system.saturating_sub(self.cpu.system).as_secs_f64() - counting;
         let system_rate = system.max(0.0) / wall.as_secs_f64();

@@ -173,7 +173,7 @@ impl Watch {
             wall: now.at - seen.at,
             allocs: now.allocs - seen.allocs,
             frees: now.frees - seen.frees,
-            cpu: now.cpu.total().saturating_sub(seen.cpu.total()),
+            cpu: now.cpu.total.saturating_sub(seen.cpu.total),
             system: now.cpu.system.saturating_sub(seen.cpu.system),
         };
         *seen = now;

@@ -7,21 +7,13 @@ use rustix::time::ClockId;
 use super::{Process, status::Stat, ticks};
 
 /// CPU time that a process has used since it started, all threads together,
-/// those that ended too. The kernel shows hundredths of a second.
+/// those that ended too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuTime {
-    /// In user mode.
-    pub user: Duration,
-    /// In the kernel, where probes run.
+    /// All of it.
+    pub total: Duration,
+    /// In the kernel, where probes run; the kernel shows hundredths of a second.
     pub system: Duration,
-}
-
-impl CpuTime {
-    /// Both together.
-    #[must_use]
-    pub fn total(self) -> Duration {
-        self.user + self.system
-    }
 }
 
 /// Reads a process's CPU time again and again. The file stays open: reading it
@@ -29,6 +21,8 @@ impl CpuTime {
 #[derive(Debug)]
 pub struct CpuClock {
     stat: File,
+    /// The process's CPU-time clock, exact where `stat` has hundredths.
+    clock: Option<libc::clockid_t>,
 }
 
 impl CpuClock {
@@ -41,7 +35,13 @@ impl CpuClock {
         // that thread ends before the others.
         let stat = File::open(format!("/proc/{}/stat", process.pid()))?;
         if process.is_alive() {
-            Ok(Self { stat })
+            let mut clock = 0;
+            // SAFETY: writes one clock id into a variable of ours.
+            let found = unsafe { libc::clock_getcpuclockid(process.pid() as i32, &raw mut clock) };
+            Ok(Self {
+                stat,
+                clock: (found == 0).then_some(clock),
+            })
         } else {
             Err(io::Error::from_raw_os_error(libc::ESRCH))
         }
@@ -55,9 +55,27 @@ impl CpuClock {
         let mut text = [0; 1024];
         let length = self.stat.read_at(&mut text, 0)?;
         let stat = Stat::parse(&text[..length]).ok_or(io::ErrorKind::InvalidData)?;
+        let system = ticks(stat.system_ticks);
+        let total = self.exact_total();
         Ok(CpuTime {
-            user: ticks(stat.user_ticks),
-            system: ticks(stat.system_ticks),
+            total: total.unwrap_or(ticks(stat.user_ticks) + system),
+            system,
+        })
+    }
+
+    /// What the clock shows; it is gone with the process.
+    fn exact_total(&self) -> Option<Duration> {
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: writes one time into a variable of ours.
+        let result = unsafe { libc::clock_gettime(self.clock?, &raw mut time) };
+        (result == 0).then(|| {
+            Duration::new(
+                u64::try_from(time.tv_sec).unwrap_or(0),
+                u32::try_from(time.tv_nsec).unwrap_or(0),
+            )
         })
     }
 }
@@ -88,11 +106,11 @@ mod tests {
         let clock = CpuClock::open(&process).unwrap();
         let before = clock.read().unwrap();
         wait_until("it has run for 50 ms", || {
-            clock.read().unwrap().total() >= before.total() + Duration::from_millis(50)
+            clock.read().unwrap().total >= before.total + Duration::from_millis(50)
         });
         child.0.kill().unwrap();
         wait_until("it has ended", || !process.is_alive());
-        assert!(clock.read().unwrap().total() >= before.total() + Duration::from_millis(50));
+        assert!(clock.read().unwrap().total >= before.total + Duration::from_millis(50));
         child.0.wait().unwrap();
         assert_eq!(clock.read().unwrap_err().raw_os_error(), Some(libc::ESRCH));
         assert!(CpuClock::open(&process).is_err());
