@@ -16,7 +16,9 @@ use crate::{
     bpf::Scope,
     exit::Outcome,
     host::priority,
-    target::{Process, TargetError, cpu::CpuClock, mapped_file, mapping},
+    target::{
+        Process, TargetError, cpu::CpuClock, mapped_file, mapping, mapping_watch::MappingWatch,
+    },
 };
 
 /// Traces a process until something ends it.
@@ -68,7 +70,9 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, process.pid(), scope, options)?;
     drop(progress);
+    let mappings = MappingWatch::by_maps(process.pid());
     let subject = Subject {
+        mappings,
         process,
         plan,
         notes,

@@ -17,7 +17,7 @@ use crate::{
     host::priority,
     launch::{Child, Command, Inherited, LaunchError, loader, user::User},
     model::EndReason,
-    target::{Process, mapped_file::MappedFile},
+    target::{Process, mapped_file::MappedFile, mapping_watch::MappingWatch},
 };
 
 /// Runs a command under the tracer; ends with what the command ended with.
@@ -71,12 +71,14 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), options)?;
     drop(progress);
+    let mappings = MappingWatch::start(child.pid());
     if let Err(error) = child.go() {
         return refused_launch(&error);
     }
     let process = Process::of_child(child.pid(), &path)?;
     let notes = plan.problems.clone();
     let subject = Subject {
+        mappings,
         process,
         plan,
         notes,

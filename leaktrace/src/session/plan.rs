@@ -1,6 +1,6 @@
 //! From the files that a process maps to the probes that are to be set.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use anyhow::{Context as _, Result};
 
@@ -9,7 +9,7 @@ use crate::{
     bpf::{PlannedFile, PlannedProbe},
     model::WatchedFileInfo,
     probe_site::KernelAbility,
-    target::mapped_file::MappedFile,
+    target::{mapped_file::MappedFile, mapping::Device},
 };
 
 /// The probes of a trace.
@@ -23,6 +23,8 @@ pub struct Plan {
     pub explanations: Vec<String>,
     /// What could not be watched, a sentence each.
     pub problems: Vec<String>,
+    /// Every file that was looked at.
+    pub examined: HashSet<(Device, u64)>,
     /// Keeps the files open that `files` names.
     opened: Vec<Arc<MappedFile>>,
 }
@@ -35,6 +37,7 @@ impl Plan {
     pub fn of(files: &[Arc<MappedFile>], ability: KernelAbility) -> Result<Self> {
         let mut plan = Self::default();
         for file in files {
+            plan.examined.insert((file.device(), file.inode()));
             plan.add(file, ability).with_context(|| {
                 format!("looking for an allocator in {}", file.path().display())
             })?;

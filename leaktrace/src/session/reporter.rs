@@ -2,6 +2,7 @@
 //! hold up the watch: signals, the brake and the target's end come first.
 
 use std::{
+    collections::HashSet,
     os::fd::BorrowedFd,
     path::PathBuf,
     sync::{
@@ -13,18 +14,18 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{TraceOptions, snapshot::Snapshot};
+use super::{TraceOptions, plan::Plan, snapshot::Snapshot};
 use crate::{
     aggregate::{Aggregator, Selection},
     bpf::Maps,
     model::{Edge, MemorySample, ProcessInfo, Report, TraceInfo},
     output::{Outputs, screen::Screen, terminal::Terminal},
+    probe_site::KernelAbility,
     report::{
         export::ExportOptions,
         table::{self, TableOptions},
     },
-    symbolize::Symbolizer,
-    target::{Process, mapped_file, mapping},
+    target::{Process, mapping::Device, mapping_watch::MappingWatch},
 };
 
 /// What reports have in common.
@@ -65,6 +66,10 @@ pub struct Workshop {
     pub aggregator: Aggregator,
     pub maps: Arc<Maps>,
     pub process: Arc<Process>,
+    pub mappings: MappingWatch,
+    /// Files in which an allocator was looked for.
+    pub examined: HashSet<(Device, u64)>,
+    pub ability: KernelAbility,
     pub outputs: Outputs,
     /// Where tables go, and its descriptor.
     pub screen: Option<(Arc<Screen>, BorrowedFd<'static>)>,
@@ -134,6 +139,8 @@ impl Workshop {
                 Job::Finish(snapshot, disabled, notes) => {
                     self.common.trace.disabled = Some(disabled);
                     self.common.notes.extend(notes);
+                    self.learn(&snapshot);
+                    self.note_what_was_missed();
                     let report = self.report(*snapshot, None);
                     let (written, failures) = self.write(&report);
                     return Some(Finished {
@@ -148,17 +155,43 @@ impl Workshop {
     }
 
     fn learn(&mut self, snapshot: &Snapshot) {
-        let process = Arc::clone(&self.process);
-        let result = self
-            .aggregator
-            .learn_stacks(&self.maps, &snapshot.sums, &mut |symbolizer| {
-                refresh(symbolizer, &process);
-            });
+        let Self {
+            aggregator,
+            maps,
+            process,
+            mappings,
+            ..
+        } = self;
+        mappings.poll(process);
+        let result = aggregator.learn_stacks(maps, &snapshot.sums, &mut |symbolizer| {
+            let (now, files) = mappings.current(process);
+            symbolizer.update(&now, &files);
+        });
         if let Err(error) = result {
             self.common
                 .notes
                 .push(format!("Some stacks could not be read: {error:#}."));
         }
+    }
+
+    /// Allocators that were loaded without being watched, and code that may
+    /// have no names.
+    fn note_what_was_missed(&mut self) {
+        let (_, files) = self.mappings.current(&self.process);
+        let new: Vec<_> = files
+            .into_iter()
+            .filter(|file| !self.examined.contains(&(file.device(), file.inode())))
+            .collect();
+        if let Ok(late) = Plan::of(&new, self.ability)
+            && !late.files.is_empty()
+        {
+            self.common.notes.push(format!(
+                "{} has an allocator and was loaded after the probes were set: its calls were \
+                 not seen.",
+                late.file_names()
+            ));
+        }
+        self.common.notes.extend(self.mappings.note());
     }
 
     fn table(&mut self, snapshot: Snapshot) {
@@ -226,17 +259,4 @@ impl Workshop {
         }
         (written, failures)
     }
-}
-
-/// Tells the symbolizer what the process maps now; a process that is gone maps
-/// nothing new.
-pub fn refresh(symbolizer: &mut Symbolizer, process: &Process) {
-    let Ok(mappings) = mapping::read_mappings(process) else {
-        return;
-    };
-    if mappings.is_empty() {
-        return;
-    }
-    let (files, _) = mapped_file::open_executable_files(process, &mappings);
-    symbolizer.update(&mappings, &files);
 }

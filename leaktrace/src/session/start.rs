@@ -13,7 +13,7 @@ use super::{
     messages,
     plan::Plan,
     progress::Progress,
-    reporter::{Common, Finished, Reporter, Workshop, refresh},
+    reporter::{Common, Finished, Reporter, Workshop},
     signals::Signals,
     watch::{Watch, find_trampoline},
 };
@@ -30,7 +30,7 @@ use crate::{
     probe_site::{KernelAbility, NopAbility},
     report::{quantity, summary, summary::SummaryOptions},
     symbolize::{self, Symbolizer},
-    target::{Process, available, cpu::CpuClock, memory},
+    target::{Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory},
 };
 
 /// The loaded programs, and what is known of the kernel they run on.
@@ -119,6 +119,7 @@ pub struct Subject {
     pub process: Process,
     pub plan: Plan,
     pub notes: Vec<String>,
+    pub mappings: MappingWatch,
     /// Its system time per second before it was traced.
     pub own_system_rate: f64,
     /// How often it may exec before its image is another one.
@@ -141,6 +142,7 @@ pub fn observe(
         process,
         plan,
         notes,
+        mut mappings,
         own_system_rate,
         expected_execs,
     } = subject;
@@ -170,7 +172,8 @@ pub fn observe(
         pair_cost: Some(pair_cost),
     };
     let mut symbolizer = symbolizer(&process);
-    refresh(&mut symbolizer, &process);
+    let (now, files) = mappings.current(&process);
+    symbolizer.update(&now, &files);
     let reporter = Reporter::start(Workshop {
         common: Common {
             process: process.info(),
@@ -181,6 +184,9 @@ pub fn observe(
         aggregator: Aggregator::new(symbolizer),
         maps: live.maps,
         process: Arc::clone(&process),
+        mappings,
+        examined: plan.examined.clone(),
+        ability: workbench.ability,
         outputs,
         screen: screen.clone(),
         options: options.clone(),

@@ -20,13 +20,22 @@ use super::{
 /// as it hears of them.
 #[derive(Debug)]
 pub struct MappingWatch {
-    /// Why there are none, in the second case.
-    events: Result<MappingEvents, io::Error>,
+    source: Source,
     code: CodeMappings,
     files: HashMap<(Device, u64), Arc<MappedFile>>,
     /// The process's root directory when it was last seen.
     root: Option<OwnedFd>,
     lost: u64,
+}
+
+/// Where new mappings are learned from, besides `/proc/PID/maps`.
+#[derive(Debug)]
+enum Source {
+    Events(MappingEvents),
+    /// Events were wanted, and this is why there are none.
+    Failed(io::Error),
+    /// Nowhere: `/proc/PID/maps` is enough.
+    MapsOnly,
 }
 
 impl MappingWatch {
@@ -35,12 +44,28 @@ impl MappingWatch {
     /// known, and [`Self::note`] says so.
     #[must_use]
     pub fn start(pid: u32) -> Self {
+        let source = match MappingEvents::open(pid) {
+            Ok(events) => Source::Events(events),
+            Err(error) => Source::Failed(error),
+        };
+        Self::with(pid, source)
+    }
+
+    /// Follows a process by `/proc/PID/maps` alone: events would make each of
+    /// its context switches a little dearer, and one that has run for long
+    /// rarely maps new code.
+    #[must_use]
+    pub fn by_maps(pid: u32) -> Self {
+        Self::with(pid, Source::MapsOnly)
+    }
+
+    fn with(pid: u32, source: Source) -> Self {
         let root = mapped_file::open_directory(Path::new(&format!("/proc/{pid}/root")))
             // Most processes have the same root as leaktrace, and files are
             // compared with what is mapped.
             .or_else(|_| mapped_file::open_directory(Path::new("/")));
         Self {
-            events: MappingEvents::open(pid),
+            source,
             code: CodeMappings::default(),
             files: HashMap::new(),
             root: root.ok(),
@@ -52,7 +77,7 @@ impl MappingWatch {
     /// Costs next to nothing when that is nothing; to be called several times a
     /// second, since files may be replaced and buffers are small.
     pub fn poll(&mut self, process: &Process) {
-        let Ok(events) = &mut self.events else {
+        let Source::Events(events) = &mut self.source else {
             return;
         };
         let drained = events.drain();
@@ -101,22 +126,23 @@ impl MappingWatch {
     pub fn note(&self) -> Option<String> {
         let consequence = "functions of libraries that the process loads and soon unloads, or \
                            loads and soon ends, may have no names";
-        match &self.events {
-            Err(error) => Some(format!(
+        match &self.source {
+            Source::MapsOnly => None,
+            Source::Failed(error) => Some(format!(
                 "New code of the process cannot be watched (perf_event_open: {error}), so \
                  {consequence}; where kernel.perf_event_paranoid forbids it, run leaktrace as root."
             )),
-            Ok(_) if self.lost > 0 => Some(format!(
+            Source::Events(_) if self.lost > 0 => Some(format!(
                 "{} records of new code were lost, since the process loads it faster than it is \
                  taken up; {consequence}.",
                 self.lost
             )),
-            Ok(events) if events.unwatched_threads() > 0 => Some(format!(
+            Source::Events(events) if events.unwatched_threads() > 0 => Some(format!(
                 "New code that {} of the process's threads load is not watched, since there are \
                  too many threads: {consequence}.",
                 events.unwatched_threads()
             )),
-            Ok(_) => None,
+            Source::Events(_) => None,
         }
     }
 

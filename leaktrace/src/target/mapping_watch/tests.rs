@@ -29,12 +29,12 @@ fn not_run(test: &str, reason: &str) {
 /// `None`, and a line that says so, where this is not allowed.
 fn watch(test: &str, pid: u32) -> Option<MappingWatch> {
     let watch = MappingWatch::start(pid);
-    match &watch.events {
-        Ok(_) => {
+    match &watch.source {
+        Source::Events(_) | Source::MapsOnly => {
             assert_eq!(watch.note(), None);
             Some(watch)
         }
-        Err(error) => {
+        Source::Failed(error) => {
             let expected = [libc::EACCES, libc::EPERM, libc::ENOENT, libc::ENOSYS];
             assert!(
                 expected.map(Some).contains(&error.raw_os_error()),
@@ -329,7 +329,7 @@ fn a_library_replaced_before_it_was_told_of_is_not_taken_for_another() {
 fn without_events_proc_maps_is_what_is_known() {
     let (_child, process) = stopped_before(&["true"]);
     let mut watch = MappingWatch::start(process.pid());
-    watch.events = Err(io::Error::from_raw_os_error(libc::EACCES));
+    watch.source = Source::Failed(io::Error::from_raw_os_error(libc::EACCES));
     let (mappings, files) = watch.current(&process);
     assert!(!files.is_empty());
     let of_proc = code_of(&process);
@@ -347,10 +347,10 @@ fn without_events_proc_maps_is_what_is_known() {
 fn a_process_that_is_gone_cannot_be_watched() {
     // Above the largest pid_max there can be (2^22).
     let watch = MappingWatch::start(4_194_305);
-    assert_eq!(
-        watch.events.as_ref().unwrap_err().raw_os_error(),
-        Some(libc::ESRCH)
-    );
+    let Source::Failed(error) = &watch.source else {
+        panic!("{:?}", watch.source)
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
     assert!(watch.note().is_some());
 }
 
@@ -362,11 +362,14 @@ fn no_descriptor_reaches_the_programs_that_are_started() {
         return;
     };
     let (_, files) = watch.current(&process);
+    let Source::Events(events) = &watch.source else {
+        panic!("{:?}", watch.source)
+    };
     let descriptors: Vec<RawFd> = watch
         .root
         .iter()
         .map(|root| root.as_raw_fd())
-        .chain(watch.events.as_ref().unwrap().descriptors())
+        .chain(events.descriptors())
         .chain(files.iter().map(|file| file.file().as_raw_fd()))
         .collect();
     assert!(descriptors.len() > 3);
