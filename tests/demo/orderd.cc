@@ -3,7 +3,7 @@
 // What it holds, and why:
 //   Session::create      never closed when a client goes away in the middle: the leak
 //   Metrics::label       kept for ever for regions that nobody configured: a small leak
-//   TemplateCache::load  filled in the first seconds, then flat: no leak
+//   TemplateCache::load  64 pages, the oldest thrown out for a new one: no leak
 //   Order::parse         allocated and freed thousands of times a second: churn
 //
 // Objects with a payload behind them come from malloc, as in many services;
@@ -18,6 +18,7 @@
 #include <cstring>
 #include <mutex>
 #include <new>
+#include <pthread.h>
 #include <thread>
 #include <unistd.h>
 
@@ -69,27 +70,29 @@ void Login::handle(std::uint64_t user) {
 }
 
 struct Template {
-    Template *next;
     unsigned name;
+    // The compiled page follows.
 };
 
 struct TemplateCache {
-    static constexpr unsigned capacity = 300;
-    Template *entries = nullptr;
+    static constexpr unsigned capacity = 64;
+    Template *entries[capacity] = {};
+    unsigned oldest = 0;
 
     FRAME Template *load(unsigned name) {
         constexpr std::size_t size = 16 * 1024;
         void *memory = std::malloc(size);
         if (memory == nullptr) return nullptr;
         std::memset(memory, 0, size);
-        entries = new (memory) Template{entries, name};
-        return entries;
+        return new (memory) Template{name};
     }
 
     FRAME Template *find(unsigned name) {
-        for (Template *entry = entries; entry != nullptr; entry = entry->next)
-            if (entry->name == name) return entry;
-        return load(name);
+        for (Template *entry : entries)
+            if (entry != nullptr && entry->name == name) return entry;
+        Template *&slot = entries[oldest++ % capacity];
+        std::free(slot);
+        return slot = load(name);
     }
 };
 
@@ -130,28 +133,32 @@ FRAME void take_order(std::uint64_t id) {
 
 void pause_for(std::chrono::microseconds time) { std::this_thread::sleep_for(time); }
 
-FRAME void serve_logins() {
+FRAME void *serve_logins(void *) {
     for (std::uint64_t user = 1; !stopping; ++user) {
         Login::handle(user);
         pause_for(std::chrono::milliseconds(6));
     }
+    return nullptr;
 }
 
-FRAME void render_pages() {
+FRAME void *render_pages(void *) {
     TemplateCache cache;
     for (unsigned page = 0; !stopping; ++page) {
-        cache.find(page * 7 % TemplateCache::capacity);
+        cache.find(page % 300);
         pause_for(std::chrono::milliseconds(10));
     }
+    return nullptr;
 }
 
-FRAME void take_orders(unsigned worker) {
+FRAME void *take_orders(void *argument) {
+    const std::uint64_t worker = *static_cast<unsigned *>(argument);
     for (std::uint64_t id = worker; !stopping; id += 2) {
         for (int batch = 0; batch < 20; ++batch) take_order(id + batch);
         // The label is only found again for regions that are configured.
         if (id % 64 == worker) Metrics::label(static_cast<unsigned>(id));
         pause_for(std::chrono::milliseconds(4));
     }
+    return nullptr;
 }
 
 int main() {
@@ -161,13 +168,12 @@ int main() {
     std::printf("orderd: serving as %d\n", static_cast<int>(getpid()));
     std::fflush(stdout);
 
-    std::thread logins(serve_logins);
-    std::thread pages(render_pages);
-    std::thread first(take_orders, 0u);
-    std::thread second(take_orders, 1u);
-    logins.join();
-    pages.join();
-    first.join();
-    second.join();
+    unsigned workers[] = {0, 1};
+    pthread_t threads[4];
+    pthread_create(&threads[0], nullptr, serve_logins, nullptr);
+    pthread_create(&threads[1], nullptr, render_pages, nullptr);
+    pthread_create(&threads[2], nullptr, take_orders, &workers[0]);
+    pthread_create(&threads[3], nullptr, take_orders, &workers[1]);
+    for (pthread_t thread : threads) pthread_join(thread, nullptr);
     return 0;
 }

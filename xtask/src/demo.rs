@@ -56,6 +56,10 @@ fn compile(dir: &Path) -> Result<PathBuf> {
         packages::install(&["g++"], "the demo's service")?;
     }
     let program = dir.join("orderd");
+    // Source paths as of an installed service, not as of this checkout.
+    let mut place = std::ffi::OsString::from("-ffile-prefix-map=");
+    place.push(project::root().join("tests/demo"));
+    place.push("=/usr/src/orderd");
     let mut compiler = Command::new("g++");
     compiler
         .args(["-g", "-O2", "-Wall", "-Wextra", "-pthread"])
@@ -65,8 +69,8 @@ fn compile(dir: &Path) -> Result<PathBuf> {
             "-o",
         ])
         .arg(&program)
-        .arg(SOURCE)
-        .current_dir(project::root());
+        .arg(place)
+        .arg(project::root().join(SOURCE));
     process::run(&mut compiler)?;
     Ok(program)
 }

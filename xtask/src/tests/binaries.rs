@@ -42,10 +42,13 @@ pub fn build() -> Result<Vec<Binary>> {
     }
     let end_to_end = project::root().join(END_TO_END);
     let messages = String::from_utf8_lossy(&built.stdout);
-    Ok(messages
+    let mut binaries: Vec<_> = messages
         .lines()
         .filter_map(|line| binary(line, &end_to_end))
-        .collect())
+        .collect();
+    // Cargo names them as they get ready; the same order each time is easier to follow.
+    binaries.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(binaries)
 }
 
 /// Reads one message of cargo's; `None` when it is of no test program.
