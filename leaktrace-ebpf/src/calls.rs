@@ -67,7 +67,7 @@ fn free<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, control
         debug_log!(&registers, "freed {:x}, {} bytes", address, value.size());
         return;
     }
-    if let Some(record) = IN_FLIGHT.get_ptr(&thread) {
+    if let Some(record) = IN_FLIGHT.get_ptr(thread) {
         // SAFETY: only this thread's own programs use its record.
         let record = unsafe { &*record };
         if in_flight::is_pending(record, control.trampoline) {
@@ -158,7 +158,7 @@ pub fn leave<L: LiveTable>(registers: Registers) {
         return;
     };
     let thread = pid_tgid as u32;
-    let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) else {
+    let Some(record) = IN_FLIGHT.get_ptr_mut(thread) else {
         return;
     };
     // SAFETY: only this thread's own programs use its record.

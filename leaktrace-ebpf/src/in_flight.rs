@@ -17,12 +17,12 @@ const EEXIST: i32 = -17;
 /// The thread's record, made when it has none.
 #[inline(always)]
 pub fn slot(thread: u32) -> Option<*mut InFlight> {
-    if let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) {
+    if let Some(record) = IN_FLIGHT.get_ptr_mut(thread) {
         return Some(record);
     }
     let empty = EMPTY_IN_FLIGHT.get_ptr(0)?;
     // SAFETY: the array lives as long as the program.
-    match IN_FLIGHT.insert(&thread, unsafe { &*empty }, BPF_NOEXIST) {
+    match IN_FLIGHT.insert(thread, unsafe { &*empty }, BPF_NOEXIST) {
         Ok(()) | Err(EEXIST) => {}
         Err(E2BIG) => {
             count(Counter::InFlightFull);
@@ -33,7 +33,7 @@ pub fn slot(thread: u32) -> Option<*mut InFlight> {
             return None;
         }
     }
-    IN_FLIGHT.get_ptr_mut(&thread)
+    IN_FLIGHT.get_ptr_mut(thread)
 }
 
 /// Whether the record's call still waits for its return: the return probe has

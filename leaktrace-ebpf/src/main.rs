@@ -8,6 +8,10 @@
     internal_features,
     reason = "core::sync::atomic has no fetch_add for this target"
 )]
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value, records would be copied to the program's small stack"
+)]
 
 #[macro_use]
 mod debug_log;

@@ -221,7 +221,7 @@ pub fn sums_for(
     frame_pointer: u64,
 ) -> (u64, Option<*mut StackSums>) {
     let id = record.stack_id;
-    if let Some(sums) = SUMS.get_ptr_mut(&id) {
+    if let Some(sums) = SUMS.get_ptr_mut(id) {
         // SAFETY: entries of this map are never removed while programs run.
         let check = unsafe { &mut (*sums).check };
         if *check == record.stack_check {
@@ -233,16 +233,16 @@ pub fn sums_for(
         }
         count(Counter::StackCollision);
     } else if store(record, stack_pointer, frame_pointer) {
-        return (id, SUMS.get_ptr_mut(&id));
+        return (id, SUMS.get_ptr_mut(id));
     }
     count(Counter::StackNotStored);
-    (NOT_STORED, SUMS.get_ptr_mut(&NOT_STORED))
+    (NOT_STORED, SUMS.get_ptr_mut(NOT_STORED))
 }
 
 /// Whether the stack with this id is the one with this check.
 #[inline(always)]
 fn is_stored(id: u64, check: u64) -> bool {
-    match STACKS.get_ptr(&id) {
+    match STACKS.get_ptr(id) {
         // SAFETY: entries of this map are never removed while programs run.
         Some(stack) => unsafe { (*stack).check == check },
         None => false,
@@ -257,7 +257,7 @@ fn store(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64) -> bool 
         return false;
     };
     // SAFETY: the array lives as long as the program.
-    match STACKS.insert(&id, unsafe { &*empty }, BPF_NOEXIST) {
+    match STACKS.insert(id, unsafe { &*empty }, BPF_NOEXIST) {
         // Present already: another CPU is just storing it.
         Ok(()) | Err(EEXIST) => {}
         Err(error) => {
@@ -269,7 +269,7 @@ fn store(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64) -> bool 
             return false;
         }
     }
-    let Some(stack) = STACKS.get_ptr_mut(&id) else {
+    let Some(stack) = STACKS.get_ptr_mut(id) else {
         return false;
     };
     // Two CPUs that store the same stack write the same bytes.
@@ -281,7 +281,7 @@ fn store(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64) -> bool 
         check: record.stack_check,
         ..StackSums::default()
     };
-    match SUMS.insert(&id, &sums, BPF_NOEXIST) {
+    match SUMS.insert(id, &sums, BPF_NOEXIST) {
         Ok(()) | Err(EEXIST) => true,
         Err(_) => {
             count(Counter::StackTableFull);
@@ -302,6 +302,7 @@ fn fill(
     let mut hash = StackHash::SEED;
     hash.mix(record.function_ip);
     hash.mix(record.return_address);
+    // SAFETY: a value of the map, which is never removed.
     let frames = unsafe { (&raw mut (*stack).frames).cast::<u64>() };
     let window = Window::new(record);
     let (end, depth) = walk(window, stack_pointer, frame_pointer, |index, address| {
@@ -339,7 +340,7 @@ pub fn add_block(sums: *mut StackSums, size: u64) {
 /// A block is gone.
 #[inline(always)]
 pub fn subtract(value: &LiveValue) {
-    match SUMS.get_ptr_mut(&value.stack_id) {
+    match SUMS.get_ptr_mut(value.stack_id) {
         // SAFETY: a value of a map whose entries are never removed.
         Some(sums) => unsafe {
             add(&raw mut (*sums).freed_bytes, value.size());

@@ -17,7 +17,7 @@ const CLONE_THREAD: u64 = 0x1_0000;
 #[inline(always)]
 pub fn exit<L: LiveTable>() {
     let thread = bpf_get_current_pid_tgid() as u32;
-    let Some(record) = IN_FLIGHT.get_ptr_mut(&thread) else {
+    let Some(record) = IN_FLIGHT.get_ptr_mut(thread) else {
         return;
     };
     // SAFETY: only this thread's own programs use its record.
@@ -26,7 +26,7 @@ pub fn exit<L: LiveTable>() {
         count(Counter::ExitInCall);
         in_flight::abandon::<L>(record);
     }
-    let _ = IN_FLIGHT.remove(&thread);
+    let _ = IN_FLIGHT.remove(thread);
 }
 
 /// The target replaced its image: its probes no longer fire.

@@ -36,14 +36,14 @@ impl LiveTable for Hash {
     fn take(address: u64) -> Option<LiveValue> {
         let key = key(address);
         // SAFETY: an entry goes only when its block is freed, which is now.
-        let value = unsafe { *LIVE.get_ptr(&key)? };
-        match LIVE.remove(&key) {
+        let value = unsafe { *LIVE.get_ptr(key)? };
+        match LIVE.remove(key) {
             Ok(()) => return Some(value),
             Err(ENOENT) => return None,
             Err(_) => {}
         }
         // Newer kernels may refuse a bucket's lock (-EBUSY, -EDEADLK, -ETIMEDOUT).
-        match LIVE.remove(&key) {
+        match LIVE.remove(key) {
             Ok(()) => {
                 count(Counter::FreeRetried);
                 Some(value)
@@ -63,14 +63,14 @@ impl LiveTable for Hash {
     #[inline(always)]
     fn insert(address: u64, value: &LiveValue) -> bool {
         let key = key(address);
-        let mut result = LIVE.insert(&key, value, BPF_NOEXIST);
+        let mut result = LIVE.insert(key, value, BPF_NOEXIST);
         if result == Err(EEXIST) {
             // The allocator hands the address out again, so its free was missed.
             if let Some(old) = Self::take(address) {
                 stacks::subtract(&old);
             }
             count(Counter::ReplacedBlock);
-            result = LIVE.insert(&key, value, BPF_NOEXIST);
+            result = LIVE.insert(key, value, BPF_NOEXIST);
         }
         let Err(error) = result else { return true };
         count(match error {
