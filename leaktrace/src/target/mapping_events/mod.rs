@@ -26,6 +26,9 @@ const MOST_DESCRIPTORS: usize = 512;
 /// Nothing is recorded of vfork children, of CPUs that come online later, and
 /// after the process has executed a program that its user may not read or that
 /// changes its user: there the kernel ends all events.
+///
+/// It costs the process a little: 0.3 us a context switch, and for each thread
+/// that it starts 2.4 us a CPU (6.18, two CPUs).
 #[derive(Debug)]
 pub struct MappingEvents {
     pid: u32,

@@ -103,11 +103,16 @@ fn a_program_that_has_ended_keeps_its_code() {
     let Some(mut watch) = watch("a_program_that_has_ended_keeps_its_code", process.pid()) else {
         return;
     };
+    let shell = process.exe().to_path_buf();
+    let before = watch.current(&process).0;
+    assert!(before.iter().any(|mapping| mapping.path == shell));
+
     go_on(&process);
     wait_until("it has ended", || !process.is_alive());
     // What there is without the events.
     assert!(read_mappings(&process).is_err());
     let (mappings, files) = watch.current(&process);
+    assert!(!mappings.iter().any(|mapping| mapping.path == shell));
     let names: Vec<&str> = mappings
         .iter()
         .filter_map(|mapping| mapping.path.file_name()?.to_str())
