@@ -148,6 +148,10 @@ pub fn observe(
     } = subject;
     let process = Arc::new(process);
     let trampoline_found = find_trampoline(&live.maps, &process);
+    // From here on the process may end at any time and keep its names.
+    let mut symbolizer = symbolizer(&process);
+    let (now, files) = mappings.current(&process);
+    symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
@@ -171,9 +175,6 @@ pub fn observe(
         sort: options.sort,
         pair_cost: Some(pair_cost),
     };
-    let mut symbolizer = symbolizer(&process);
-    let (now, files) = mappings.current(&process);
-    symbolizer.update(&now, &files);
     let reporter = Reporter::start(Workshop {
         common: Common {
             process: process.info(),
