@@ -1,6 +1,7 @@
 //! The project's chores: `cargo xtask --help` lists them.
 
 mod bpf;
+mod debian;
 mod demo;
 mod packages;
 mod process;
