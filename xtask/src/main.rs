@@ -1,6 +1,8 @@
 //! The project's chores: `cargo xtask --help` lists them.
 
+mod bench;
 mod bpf;
+mod debian;
 mod demo;
 mod packages;
 mod process;
@@ -28,6 +30,8 @@ enum Chore {
     Bpf(bpf::Options),
     /// Run every test; the last line says how many passed, failed, were skipped.
     Test(tests::Options),
+    /// Measure what tracing costs; prints tables with ratios.
+    Bench(bench::Options),
     /// Trace a small program that leaks and make its flamegraph.
     Demo,
 }
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
     let result = match arguments.chore {
         Chore::Bpf(options) => bpf::run(&options).map(|()| true),
         Chore::Test(options) => tests::run(&options),
+        Chore::Bench(options) => bench::run(&options).map(|()| true),
         Chore::Demo => demo::run().map(|()| true),
     };
     match result {

@@ -124,7 +124,7 @@ fn environment(leaktrace: &std::path::Path, options: &Options) -> Vec<OsString> 
 }
 
 /// Why nothing can run as root here, if so.
-fn no_root() -> Option<String> {
+pub fn no_root() -> Option<String> {
     if packages::is_root() {
         return None;
     }

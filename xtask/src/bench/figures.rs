@@ -1,0 +1,283 @@
+//! Figures that are measured once for each, not by load and tracer, and what
+//! they should be.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
+
+use super::load::Load;
+use super::programs::{self, Program};
+use super::results::Results;
+use super::series::Series;
+use super::table::{Table, seconds};
+use super::tracer::Tracer;
+use super::workload::{BUSY, IDLE, Subject};
+use super::{Bench, proc};
+
+/// Blocks that are live when tables and snapshots are timed.
+const MANY_BLOCKS: u64 = 1_000_000;
+/// Time between two tables then: several are timed together.
+const TABLE_INTERVAL: Duration = Duration::from_millis(250);
+/// Snapshots that are timed.
+const SNAPSHOTS: usize = 5;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A figure beside what it should be.
+struct Figure {
+    name: &'static str,
+    measured: String,
+    target: String,
+    is_met: bool,
+}
+
+/// All of them.
+#[derive(Default)]
+pub struct Figures(Vec<Figure>);
+
+impl Figures {
+    fn push(&mut self, name: &'static str, value: f64, target: f64, show: fn(f64) -> String) {
+        self.0.push(Figure {
+            name,
+            measured: show(value),
+            target: format!("at most {}", show(target)),
+            is_met: value <= target,
+        });
+    }
+
+    /// What follows from the loads' rows.
+    pub fn add_ratios(&mut self, results: &Results) {
+        let tight = &BUSY[0];
+        let to_floor = results.ratio(tight, Subject::Leaktrace, Subject::Floor);
+        let to_memleak = results.ratio(tight, Subject::Leaktrace, Subject::Memleak);
+        let left_behind = results.ratio(tight, Subject::Afterwards, Subject::Untraced);
+        let idle = results.get(&IDLE, Subject::Leaktrace);
+        for (name, value, target, show) in [
+            (
+                "tight pair, of the floor",
+                to_floor,
+                1.4,
+                times as fn(f64) -> String,
+            ),
+            ("tight pair, of memleak's", to_memleak, 1.0 / 3.0, times),
+            (
+                "tight pair after leaktrace, of before",
+                left_behind,
+                1.0 / 0.95,
+                times,
+            ),
+            (
+                "leaktrace beside an idle process, of a CPU",
+                idle.and_then(|row| row.cpu_share()),
+                0.01,
+                percent,
+            ),
+            (
+                "Ctrl-C to probes gone, slowest",
+                results.slowest_gone(),
+                0.3,
+                seconds,
+            ),
+        ] {
+            if let Some(value) = value {
+                self.push(name, value, target, show);
+            }
+        }
+    }
+
+    pub fn table(&self) -> Table {
+        let mut table = Table::new(&["figure", "measured", "wanted", ""]);
+        for figure in &self.0 {
+            let verdict = if figure.is_met { "" } else { "MISSED" };
+            table.push(vec![
+                figure.name.to_owned(),
+                figure.measured.clone(),
+                figure.target.clone(),
+                verdict.to_owned(),
+            ]);
+        }
+        table
+    }
+
+    /// Attaches to a process with 500 000 symbols, one of whose functions
+    /// allocates, and reports.
+    ///
+    /// # Errors
+    /// Anything fails; what was started is ended.
+    pub fn measure_symbols(&mut self, bench: &Bench) -> Result<()> {
+        let mut load = Load::start(&mut Program::TightWithSymbols.command(&[]))?;
+        let (mut attach, mut exit) = (Series::default(), Series::default());
+        for _ in 0..bench.scale.attaches {
+            let mut start = bench.leaktrace(load.pid());
+            start.command.arg("-q");
+            let tracer = Tracer::start(start)?;
+            load.round(1000)?;
+            attach.push(tracer.attach.as_secs_f64());
+            exit.push(tracer.stop()?.exit.as_secs_f64());
+        }
+        let median = |series: &Series| series.median().unwrap_or_default();
+        self.push("attach to 500 000 symbols", median(&attach), 1.0, seconds);
+        self.push(
+            "Ctrl-C to exit with these symbols",
+            median(&exit),
+            1.0,
+            seconds,
+        );
+        Ok(())
+    }
+
+    /// Tables, snapshots, the last report and memory with many live blocks of
+    /// 500 stacks.
+    ///
+    /// # Errors
+    /// Anything fails; what was started is ended.
+    pub fn measure_many_blocks(&mut self, bench: &Bench) -> Result<()> {
+        let mut all = ManyBlocks::default();
+        for _ in 0..bench.scale.fills {
+            all.measure(bench)?;
+        }
+        let median = |series: &Series| series.median().unwrap_or_default();
+        self.push(
+            "one table at 1 M live blocks, 500 stacks (CPU)",
+            median(&all.table),
+            0.05,
+            seconds,
+        );
+        self.push(
+            "snapshot of 1 M blocks: SIGUSR1 to JSON written",
+            median(&all.snapshot),
+            0.5,
+            seconds,
+        );
+        self.push(
+            "Ctrl-C to exit at 1 M live blocks",
+            median(&all.exit),
+            2.5,
+            seconds,
+        );
+        self.push(
+            "kernel memory per live block when full",
+            median(&all.block_bytes),
+            120.0,
+            |bytes| format!("{bytes:.0} B"),
+        );
+        Ok(())
+    }
+}
+
+/// Measurements with many live blocks of 500 stacks.
+#[derive(Default)]
+struct ManyBlocks {
+    /// CPU time of one table, seconds.
+    table: Series,
+    /// From the signal to the file, seconds.
+    snapshot: Series,
+    /// From Ctrl-C to the end, seconds.
+    exit: Series,
+    /// Kernel memory of one block, bytes.
+    block_bytes: Series,
+}
+
+impl ManyBlocks {
+    fn measure(&mut self, bench: &Bench) -> Result<()> {
+        let mut load = Load::start(&mut Program::Mix.command(&["1", "1000"]))?;
+        let snapshot = programs::dir().join("snapshot.json");
+        let mut start = bench.leaktrace(load.pid());
+        let interval = format!("{}ms", TABLE_INTERVAL.as_millis());
+        let mut output = std::ffi::OsString::from("json:");
+        output.push(&snapshot);
+        start
+            .command
+            .args(["--interval", &interval, "-o"])
+            .arg(output);
+        let mut tracer = Tracer::start(start)?;
+
+        let empty = live_map(&tracer)?;
+        let slab_before = proc::slab_bytes()?;
+        load.fill(MANY_BLOCKS)?;
+        let elements = proc::slab_bytes()?.saturating_sub(slab_before);
+        // Elements that are allocated beforehand are in the map's own account,
+        // as buckets always are; those taken on demand are in slabs.
+        let bytes =
+            empty.bytes as f64 / empty.max_entries as f64 + elements as f64 / MANY_BLOCKS as f64;
+        self.block_bytes.push(bytes);
+
+        // Stacks are symbolized once, with the first table that has them.
+        thread::sleep(Duration::from_secs(2));
+        self.table
+            .push(time_tables(&mut tracer, bench.scale.tables)?);
+        for _ in 0..SNAPSHOTS {
+            self.snapshot.push(time_snapshot(&tracer, &snapshot)?);
+        }
+        self.exit.push(tracer.stop()?.exit.as_secs_f64());
+        check_snapshot(&snapshot)
+    }
+}
+
+fn times(ratio: f64) -> String {
+    format!("{ratio:.2} x")
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// The table of live blocks, the largest map by far.
+fn live_map(tracer: &Tracer) -> Result<proc::Map> {
+    let maps = proc::maps(tracer.pid())?;
+    let largest = maps.values().max_by_key(|map| map.max_entries);
+    largest.copied().context("leaktrace has no maps")
+}
+
+/// CPU time of leaktrace for one table, its checks between tables included,
+/// seconds; nobody else wants the CPU, so it is the time that one takes.
+fn time_tables(tracer: &mut Tracer, tables: u32) -> Result<f64> {
+    let is_heading = |line: &str| line.contains(" | live ");
+    tracer.lines.count(is_heading);
+    tracer.restart_usage()?;
+    thread::sleep(TABLE_INTERVAL * tables);
+    let usage = tracer.usage()?;
+    match tracer.lines.count(is_heading) {
+        0 => bail!("leaktrace shows no tables"),
+        shown => Ok(usage.cpu.as_secs_f64() / shown as f64),
+    }
+}
+
+/// Seconds from the signal until the file is there, whole: it is linked into
+/// place.
+fn time_snapshot(tracer: &Tracer, path: &Path) -> Result<f64> {
+    remove(path)?;
+    let at = Instant::now();
+    tracer.signal(Signal::USR1)?;
+    while !path.exists() {
+        if at.elapsed() > PATIENCE {
+            bail!("leaktrace does not write {} on SIGUSR1", path.display());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(at.elapsed().as_secs_f64())
+}
+
+/// Times of reports mean nothing unless all blocks are in them.
+fn check_snapshot(path: &Path) -> Result<()> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let report: serde_json::Value = serde_json::from_slice(&text).context("a broken report")?;
+    let blocks = report["totals"]["live_blocks"].as_u64().unwrap_or(0);
+    let stacks = report["stacks"].as_array().map_or(0, Vec::len);
+    if blocks < MANY_BLOCKS || stacks < 500 {
+        bail!(
+            "leaktrace's report has {blocks} blocks of {stacks} stacks, not {MANY_BLOCKS} of 500"
+        );
+    }
+    remove(path)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
+}

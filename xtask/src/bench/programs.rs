@@ -1,0 +1,89 @@
+//! The loads, compiled.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::{packages, process, project};
+
+/// A load program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `tests/bench/tight.c`.
+    Tight,
+    /// The same with 500 000 symbols more.
+    TightWithSymbols,
+    /// `tests/bench/mix.c`.
+    Mix,
+}
+
+/// Where the sources are.
+const SOURCES: &str = "tests/bench";
+
+impl Program {
+    const ALL: [Self; 3] = [Self::Tight, Self::TightWithSymbols, Self::Mix];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tight => "tight",
+            Self::TightWithSymbols => "tight-symbols",
+            Self::Mix => "mix",
+        }
+    }
+
+    const fn sources(self) -> &'static [&'static str] {
+        match self {
+            Self::Tight => &["tight.c"],
+            Self::TightWithSymbols => &["tight.c", "symbols.s"],
+            Self::Mix => &["mix.c"],
+        }
+    }
+
+    /// The executable.
+    pub fn path(self) -> PathBuf {
+        dir().join(self.name())
+    }
+
+    /// The program as a command, with arguments.
+    pub fn command(self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.path());
+        command.args(arguments);
+        command
+    }
+}
+
+/// Where compiled loads and what runs leave for a while are.
+pub fn dir() -> PathBuf {
+    project::target_dir().join("bench")
+}
+
+/// Compiles all loads.
+///
+/// # Errors
+/// There is no compiler, or it fails.
+pub fn build() -> Result<()> {
+    if !process::exists("gcc") {
+        packages::install(&["gcc", "libc6-dev"], "the benchmark's loads")?;
+    }
+    let dir = dir();
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    for program in Program::ALL {
+        let mut compiler = Command::new("gcc");
+        compiler
+            .args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-pthread"])
+            .args(["-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"]);
+        if program == Program::TightWithSymbols {
+            // Into both tables, of symbols and of dynamic symbols.
+            compiler.arg("-rdynamic");
+        }
+        compiler
+            .arg("-o")
+            .arg(program.path())
+            .args(program.sources())
+            .current_dir(project::root().join(SOURCES));
+        process::run(&mut compiler)?;
+    }
+    Ok(())
+}
