@@ -71,6 +71,13 @@ impl Feature {
     }
 }
 
+/// Whether return probes keep a user shadow stack right (6.11, by this function);
+/// where they don't, a process that has one dies at its first return.
+#[must_use]
+pub fn return_probes_keep_shadow_stack() -> bool {
+    kernel_btf_names(b"\0shstk_update_last_frame\0")
+}
+
 /// Tries a program that compares and exchanges a word of its own stack.
 fn can_compare_exchange() -> bool {
     // r0 = 0; *(u64 *)(r10 - 8) = r0; r1 = 1;

@@ -17,7 +17,7 @@ mod uprobe_multi;
 
 pub use self::{
     control::{ControlPage, monotonic_ns},
-    features::{Feature, Features},
+    features::{Feature, Features, return_probes_keep_shadow_stack},
     links::{Attachment, LinkKind},
     maps::Maps,
     object::{Limits, ObjectSource},

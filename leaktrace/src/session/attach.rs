@@ -1,6 +1,6 @@
 //! Tracing a process that is running.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{
     TraceOptions,
@@ -13,7 +13,7 @@ use super::{
     start::{self, Subject, Workbench},
 };
 use crate::{
-    bpf::Scope,
+    bpf::{Scope, return_probes_keep_shadow_stack},
     exit::Outcome,
     host::priority,
     target::{
@@ -35,6 +35,14 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let plan = plan(&process, &workbench, &mut notes)?;
     start::explain(&plan, options);
     let kind = workbench.calibration.link_kind;
+    if process.has_shadow_stack() && !return_probes_keep_shadow_stack() {
+        bail!(
+            "not attached: {} runs with a user shadow stack, and return probes of this kernel do \
+             not keep that right, so the process would die (Linux 6.11 does; update the kernel). \
+             Nothing was changed in the process",
+            process.pid()
+        );
+    }
     if process.seccomp() != 0 {
         rehearsal::under_seccomp(
             &options.object,

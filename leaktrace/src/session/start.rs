@@ -22,6 +22,7 @@ use crate::{
     allocator,
     bpf::{Attachment, Feature, Features, Maps, Program, Scope, Tracer},
     exit::Outcome,
+    host::tracefs,
     model::{Edge, EndReason, TraceInfo},
     output::{
         Outputs, destination::Target, directory::Directory, owner::Owner, screen::Screen, stream,
@@ -58,6 +59,10 @@ impl Workbench {
             },
             shadow_stack,
         };
+        // Old kernels set uprobes through tracefs alone.
+        if !Path::new("/sys/bus/event_source/devices/uprobe").exists() {
+            tracefs::ensure()?;
+        }
         let program = if options.empty_programs {
             Program::Empty
         } else {
