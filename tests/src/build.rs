@@ -72,6 +72,12 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Whether the fixture `name` is there, as new as its source.
+#[must_use]
+pub fn is_built(name: &str) -> bool {
+    directory().is_ok_and(|directory| is_fresh(&directory.join(name)).unwrap_or(false))
+}
+
 /// Path of the static build of C fixture `name`.
 ///
 /// # Errors

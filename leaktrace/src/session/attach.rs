@@ -75,10 +75,13 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
             return Ok(Outcome::Refused);
         }
     }
+    // Before events count: stacks need names also when the process ends or
+    // execs right afterwards.
+    let mut mappings = MappingWatch::by_maps(process.pid());
+    mappings.current(&process);
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, process.pid(), scope, options)?;
     drop(progress);
-    let mappings = MappingWatch::by_maps(process.pid());
     let subject = Subject {
         mappings,
         process,
