@@ -66,7 +66,7 @@ impl Feature {
             Self::MapMemoryOnDemand => kernel_btf_names(b"\0bpf_mem_alloc\0"),
             // The kernel's own name for the system call behind it.
             Self::BatchedLookup => kernel_btf_names(b"\0generic_map_lookup_batch\0"),
-            Self::LongNopEmulated => kernel_btf_names(b"\0arch_uprobe_optimize\0"),
+            Self::LongNopEmulated => has_uprobe_call(),
         }
     }
 }
@@ -76,6 +76,20 @@ impl Feature {
 #[must_use]
 pub fn return_probes_keep_shadow_stack() -> bool {
     kernel_btf_names(b"\0shstk_update_last_frame\0")
+}
+
+/// Whether the system call through which replaced no-operations enter the
+/// kernel exists. It came with (or after) the emulation of the other ones.
+fn has_uprobe_call() -> bool {
+    /// `uprobe` in `arch/x86/entry/syscalls/syscall_64.tbl`.
+    const UPROBE: libc::c_long = 336;
+    if cfg!(not(target_arch = "x86_64")) {
+        return false;
+    }
+    // SAFETY: takes no arguments, and does nothing but fail when it isn't
+    // called from the kernel's own trampoline.
+    let result = unsafe { libc::syscall(UPROBE) };
+    result == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO)
 }
 
 /// Tries a program that compares and exchanges a word of its own stack.

@@ -95,7 +95,7 @@ fn judge(facts: &Facts) -> Vec<Check> {
             Tracefs::Mounted(place) => Check::ok("tracefs", place),
             Tracefs::CanBeMounted => Check::ok(
                 "tracefs",
-                "not mounted; leaktrace mounts it for itself alone",
+                "not mounted; leaktrace mounts it for itself alone where it needs it",
             ),
             Tracefs::Missing => Check::failed(
                 "tracefs",

@@ -29,29 +29,4 @@ impl KernelAbility {
         nops: NopAbility::OneByte,
         shadow_stack: false,
     };
-
-    /// Asks the running kernel.
-    #[must_use]
-    pub fn of_running_kernel() -> Self {
-        let nops = if has_uprobe_call() {
-            NopAbility::FastFiveByte
-        } else {
-            NopAbility::OneByte
-        };
-        Self { nops, ..Self::BASE }
-    }
-}
-
-/// Whether the system call through which replaced no-operations enter the
-/// kernel exists. It came with (or after) the emulation of the other ones.
-fn has_uprobe_call() -> bool {
-    /// `uprobe` in `arch/x86/entry/syscalls/syscall_64.tbl`.
-    const UPROBE: libc::c_long = 336;
-    if cfg!(not(target_arch = "x86_64")) {
-        return false;
-    }
-    // SAFETY: takes no arguments, and does nothing but fail when it isn't
-    // called from the kernel's own trampoline.
-    let result = unsafe { libc::syscall(UPROBE) };
-    result == -1 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO)
 }
