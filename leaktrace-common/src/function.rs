@@ -140,6 +140,18 @@ impl Signature {
     }
 }
 
+/// Signatures that have an entry program of their own, for kernels whose probes
+/// can't tell their program a cookie (before 5.15), with the programs' names.
+pub const FIXED: [(&str, Signature); 7] = [
+    ("enter_alloc_0", Signature::alloc(0)),
+    ("enter_alloc_1", Signature::alloc(1)),
+    ("enter_alloc_array_01", Signature::alloc_array(0, 1)),
+    ("enter_realloc_01", Signature::realloc(0, 1)),
+    ("enter_realloc_array_012", Signature::realloc_array(0, 1, 2)),
+    ("enter_alloc_out_02", Signature::alloc_out(0, 2)),
+    ("enter_free_0", Signature::free(0)),
+];
+
 /// Reads the fields of a cookie one by one; the programs never build a
 /// [`Signature`], so that an unused field costs nothing.
 #[derive(Clone, Copy)]

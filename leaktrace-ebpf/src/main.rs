@@ -33,7 +33,7 @@ use aya_ebpf::{
     macros::{raw_tracepoint, uprobe, uretprobe},
     programs::{ProbeContext, RawTracePointContext, RetProbeContext},
 };
-use leaktrace_common::function::Cookie;
+use leaktrace_common::function::{Cookie, FIXED};
 
 use crate::registers::Registers;
 
@@ -68,6 +68,26 @@ macro_rules! programs_with {
 
 programs_with!(live::Slots, enter, leave, thread_exit);
 programs_with!(live::Hash, enter_hash, leave_hash, thread_exit_hash);
+
+/// Entry of the functions with one signature of [`FIXED`].
+macro_rules! program_of {
+    ($name:ident, $index:literal) => {
+        #[uprobe]
+        fn $name(ctx: ProbeContext) -> u32 {
+            const COOKIE: Cookie = Cookie(FIXED[$index].1.to_cookie());
+            calls::enter::<live::Hash>(Registers::new(ctx.regs), COOKIE);
+            0
+        }
+    };
+}
+
+program_of!(enter_alloc_0, 0);
+program_of!(enter_alloc_1, 1);
+program_of!(enter_alloc_array_01, 2);
+program_of!(enter_realloc_01, 3);
+program_of!(enter_realloc_array_012, 4);
+program_of!(enter_alloc_out_02, 5);
+program_of!(enter_free_0, 6);
 
 /// Counts calls and nothing else: the estimate before attaching.
 #[uprobe]

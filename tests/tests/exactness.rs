@@ -19,6 +19,9 @@ fn main() -> ExitCode {
         case("ten_million_calls_on_8_threads", C, ten_million),
         case("calls_with_perf_links", C, perf_links),
         case("calls_without_newer_features", C, no_features),
+        case("calls_with_the_kernels_hash_map", C, || {
+            mixed(8, scaled(1_000_000, 100_000), "compare_exchange")
+        }),
         case("blocks_passed_between_64_threads", C, many_threads),
         case("more_than_a_million_live_blocks", C, million),
         case("a_full_table_loses_blocks_and_says_so", C, full_table),
@@ -86,9 +89,10 @@ fn perf_links() -> Result<()> {
 }
 
 /// The same with every probed feature switched off, as on the oldest kernel
-/// that is supported (cookies are needed in some form, so they stay).
+/// that is supported.
 fn no_features() -> Result<()> {
-    let features = "uprobe_multi,perf_link,map_memory_on_demand,batched_lookup,long_nop_emulated";
+    let features = "uprobe_multi,attach_cookie,compare_exchange,map_memory_on_demand,\
+                    batched_lookup,long_nop_emulated";
     mixed(4, scaled(400_000, 60_000), features)
 }
 

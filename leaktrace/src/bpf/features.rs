@@ -17,8 +17,6 @@ pub enum Feature {
     UprobeMulti,
     /// Probes tell their program which one they are (5.15).
     AttachCookie,
-    /// Links for perf events, which end with their descriptor (5.15).
-    PerfLink,
     /// Programs can compare and exchange (5.12): the live table is an array
     /// without locks; before, it is the kernel's hash map.
     CompareExchange,
@@ -33,10 +31,9 @@ pub enum Feature {
 
 impl Feature {
     /// Every feature.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 6] = [
         Self::UprobeMulti,
         Self::AttachCookie,
-        Self::PerfLink,
         Self::CompareExchange,
         Self::MapMemoryOnDemand,
         Self::BatchedLookup,
@@ -49,7 +46,6 @@ impl Feature {
         match self {
             Self::UprobeMulti => "uprobe_multi",
             Self::AttachCookie => "attach_cookie",
-            Self::PerfLink => "perf_link",
             Self::CompareExchange => "compare_exchange",
             Self::MapMemoryOnDemand => "map_memory_on_demand",
             Self::BatchedLookup => "batched_lookup",
@@ -61,7 +57,6 @@ impl Feature {
         match self {
             Self::UprobeMulti => uprobe_multi::is_supported(),
             Self::AttachCookie => aya::features().bpf_cookie(),
-            Self::PerfLink => aya::features().bpf_perf_link(),
             Self::CompareExchange => can_compare_exchange(),
             Self::MapMemoryOnDemand => kernel_btf_names(b"\0bpf_mem_alloc\0"),
             // The kernel's own name for the system call behind it.

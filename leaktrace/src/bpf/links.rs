@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::OwnedFd};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{
     probes::{PlannedFile, PlannedProbe, Scope},
@@ -168,14 +168,16 @@ fn explain(error: io::Error, file: &PlannedFile) -> anyhow::Error {
     }
 }
 
-/// Sets the probes of a file one by one through aya.
+/// Sets one probe through aya, at the first site that the kernel accepts.
+/// Without `cookie` the program must know which function it is for.
 pub(super) fn attach_perf(
     program: &mut aya::programs::UProbe,
     file: &PlannedFile,
+    probe: &PlannedProbe,
     direction: Direction,
     scope: Scope,
-    links: &mut Vec<Box<dyn Send>>,
-) -> Result<usize> {
+    cookie: Option<u64>,
+) -> Result<Box<dyn Send>> {
     use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
 
     let scope = match scope {
@@ -184,27 +186,17 @@ pub(super) fn attach_perf(
             UProbeScope::OneProcess(pid.try_into().context("process 0 can't be traced")?)
         }
     };
-    let mut set = 0;
-    for probe in &file.probes {
-        let sites = direction.sites(probe);
-        for (index, offset) in sites.iter().enumerate() {
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(*offset),
-                cookie: Some(probe.cookie),
-            };
-            match program.attach(point, &file.path, scope) {
-                Ok(id) => {
-                    links.push(Box::new(program.take_link(id)?));
-                    set += 1;
-                    break;
-                }
-                Err(error) if index + 1 == sites.len() => {
-                    return Err(anyhow::Error::from(error)
-                        .context(format!("probing {} in {}", probe.function, file.name)));
-                }
-                Err(_) => {}
-            }
+    let mut refused = None;
+    for offset in direction.sites(probe) {
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(*offset),
+            cookie,
+        };
+        match program.attach(point, &file.path, scope) {
+            Ok(id) => return Ok(Box::new(program.take_link(id)?)),
+            Err(error) => refused = Some(error),
         }
     }
-    Ok(set)
+    let error = refused.map_or_else(|| anyhow!("it has no site"), anyhow::Error::from);
+    Err(error.context(format!("probing {} in {}", probe.function, file.name)))
 }

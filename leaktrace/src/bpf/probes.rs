@@ -74,10 +74,19 @@ pub(super) enum LiveForm {
 impl LiveForm {
     /// The better one that the kernel can do.
     pub(super) fn of(features: &Features) -> Self {
-        if features.has(Feature::CompareExchange) {
+        // Programs with fixed signatures exist for the hash map only.
+        if features.has(Feature::CompareExchange) && features.has(Feature::AttachCookie) {
             Self::Slots
         } else {
             Self::Hash
+        }
+    }
+
+    /// Name of the program for entries.
+    pub(super) const fn enter(self) -> &'static str {
+        match self {
+            Self::Slots => "enter",
+            Self::Hash => "enter_hash",
         }
     }
 

@@ -8,12 +8,14 @@ use aya::{
     programs::{RawTracePoint, UProbe},
 };
 
+use leaktrace_common::function::FIXED;
+
 use super::{
     features::{Feature, Features},
     links::{Attachment, Direction, LinkKind, attach_perf, link_multi},
     maps::Maps,
     object::{Limits, Object, ObjectSource},
-    probes::{LiveForm, PlannedFile, Program, Scope},
+    probes::{LiveForm, PlannedFile, PlannedProbe, Program, Scope},
 };
 
 /// A loaded object: programs that can be attached, and their maps.
@@ -23,6 +25,7 @@ pub struct Tracer {
     multi_programs: HashMap<&'static str, OwnedFd>,
     maps: Arc<Maps>,
     form: LiveForm,
+    cookies: bool,
 }
 
 impl Tracer {
@@ -38,6 +41,7 @@ impl Tracer {
             multi_programs: HashMap::new(),
             maps,
             form,
+            cookies: features.has(Feature::AttachCookie),
         })
     }
 
@@ -68,25 +72,59 @@ impl Tracer {
         ] {
             let Some(name) = name else { continue };
             for file in files {
-                attachment.sites += match kind {
+                match kind {
                     LinkKind::Multi => {
                         let fd = self.multi_program(name)?;
-                        match link_multi(fd, file, direction, scope)? {
-                            Some((link, sites)) => {
-                                attachment.links.push(Box::new(link));
-                                sites
-                            }
-                            None => 0,
+                        if let Some((link, sites)) = link_multi(fd, file, direction, scope)? {
+                            attachment.links.push(Box::new(link));
+                            attachment.sites += sites;
                         }
                     }
                     LinkKind::Perf => {
-                        let program = self.perf_program(name)?;
-                        attach_perf(program, file, direction, scope, &mut attachment.links)?
+                        for probe in &file.probes {
+                            if direction.sites(probe).is_empty() {
+                                continue;
+                            }
+                            let link = self.attach_perf(name, file, probe, direction, scope)?;
+                            attachment.links.push(link);
+                            attachment.sites += 1;
+                        }
                     }
-                };
+                }
             }
         }
         Ok(attachment)
+    }
+
+    /// Sets one probe by a perf event. Where the kernel knows no cookies, the
+    /// program is one that knows the function's signature.
+    fn attach_perf(
+        &mut self,
+        name: &'static str,
+        file: &PlannedFile,
+        probe: &PlannedProbe,
+        direction: Direction,
+        scope: Scope,
+    ) -> Result<Box<dyn Send>> {
+        let (name, cookie) = if self.cookies {
+            (name, Some(probe.cookie))
+        } else if direction == Direction::Entry && name == self.form.enter() {
+            let fixed = FIXED
+                .iter()
+                .find(|(_, signature)| signature.to_cookie() == probe.cookie)
+                .ok_or_else(|| {
+                    anyhow!(
+                        "{} can't be watched on this kernel, whose probes have no cookies (Linux \
+                         5.15 has them)",
+                        probe.function
+                    )
+                })?;
+            (fixed.0, None)
+        } else {
+            (name, None)
+        };
+        let program = self.perf_program(name)?;
+        attach_perf(program, file, probe, direction, scope, cookie)
     }
 
     /// Watches threads that end, fork and exec.

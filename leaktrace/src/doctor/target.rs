@@ -49,7 +49,7 @@ pub fn target_checks(process: &Process) -> Vec<Check> {
     if process.has_shadow_stack() {
         checks.push(Check::ok(
             "shadow stack",
-            "in use; return probes are tried on a child of leaktrace's own first",
+            "in use; traced on kernels whose return probes keep it right (Linux 6.11), else refused",
         ));
     }
     if process.main_thread_ended() {

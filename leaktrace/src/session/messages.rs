@@ -67,15 +67,22 @@ pub fn unexplained(memory: &MemorySample) -> Option<String> {
 }
 
 /// How to end, and what comes of it.
-pub fn how_to_end(directory: Option<&Path>) -> String {
-    match directory {
-        Some(directory) => {
+pub fn how_to_end(directory: Option<&Path>, is_command: bool) -> String {
+    match (directory, is_command) {
+        (Some(directory), true) => {
+            format!(
+                "When the command ends, the report goes to {}/",
+                directory.display()
+            )
+        }
+        (None, true) => "The report follows when the command ends".to_owned(),
+        (Some(directory), false) => {
             format!(
                 "Ctrl-C detaches and writes the report to {}/",
                 directory.display()
             )
         }
-        None => "Ctrl-C detaches and reports".to_owned(),
+        (None, false) => "Ctrl-C detaches and reports".to_owned(),
     }
 }
 

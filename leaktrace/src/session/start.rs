@@ -41,6 +41,8 @@ pub struct Workbench {
     pub program: Program,
     pub tracer: Tracer,
     pub calibration: Calibration,
+    /// What full maps take, bytes.
+    pub map_memory: u64,
 }
 
 impl Workbench {
@@ -50,7 +52,7 @@ impl Workbench {
     /// When the kernel can't or won't, or there is too little memory.
     pub fn set_up(options: &TraceOptions, shadow_stack: bool, progress: &Progress) -> Result<Self> {
         let features = Features::from_environment();
-        check_memory(options, &features)?;
+        let map_memory = check_memory(options, &features)?;
         let ability = KernelAbility {
             nops: if features.has(Feature::LongNopEmulated) {
                 NopAbility::FastFiveByte
@@ -78,6 +80,7 @@ impl Workbench {
             program,
             tracer,
             calibration,
+            map_memory,
         })
     }
 
@@ -160,6 +163,10 @@ pub fn observe(
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
+    eprintln!(
+        "{}",
+        messages::map_memory(workbench.map_memory, options.limits.max_blocks)
+    );
     greet(
         &process,
         &plan,
@@ -239,7 +246,7 @@ fn greet(
     }
     eprintln!(
         "{}",
-        messages::how_to_end(outputs.directory().map(Directory::path))
+        messages::how_to_end(outputs.directory().map(Directory::path), from_start)
     );
 }
 
@@ -267,11 +274,11 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("starting the runtime")
 }
 
-/// Refuses maps that could take more than half of the memory that is there.
-fn check_memory(options: &TraceOptions, features: &Features) -> Result<()> {
+/// What full maps take; refuses maps that could take more than half of the memory that is there.
+fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
     let needed = options.limits.memory_when_full(features);
     let Ok(available) = available::available_memory() else {
-        return Ok(());
+        return Ok(needed);
     };
     if needed > available / 2 {
         let fitting = options.limits.fitting_blocks(available / 2, features);
@@ -282,11 +289,7 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<()> {
             quantity::bytes(available),
         );
     }
-    eprintln!(
-        "{}",
-        messages::map_memory(needed, options.limits.max_blocks)
-    );
-    Ok(())
+    Ok(needed)
 }
 
 /// Separate debug files are looked for in the target's root as well.
