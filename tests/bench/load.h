@@ -19,7 +19,7 @@
 /* Pairs between two looks at the clock while watching: about 5 us untraced. */
 #define WATCH_BATCH 200
 /* So many batches in a row must be fast: no probe is in any more. */
-#define WATCH_RUN 10
+#define WATCH_RUN 3
 /* Nothing is traced for longer after the signal. */
 #define WATCH_PATIENCE_NS 20000000000u
 

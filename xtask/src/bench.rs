@@ -45,10 +45,10 @@ pub struct Options {
     /// One minute instead of five: fewer and shorter rounds.
     #[arg(long)]
     quick: bool,
-    /// Also measure libbpf-tools' memleak, fetched from Debian.
+    /// Also measure libbpf-tools' memleak, fetched from Debian (a minute more).
     #[arg(long)]
     memleak: bool,
-    /// Also measure heaptrack, installed when missing.
+    /// Also measure heaptrack, installed when missing (half a minute more).
     #[arg(long)]
     heaptrack: bool,
     /// Print tables as Markdown.
@@ -76,7 +76,7 @@ struct Scale {
 }
 
 const WHOLE: Scale = Scale {
-    cycles: 9,
+    cycles: 7,
     rounds: 7,
     round_cpu: Duration::from_millis(100),
     idle_cycles: 2,
@@ -158,9 +158,9 @@ pub fn run(options: &Options) -> Result<()> {
 const LEGEND: &str = "\
 ns/pair: CPU time of the load for one malloc with its free, median over rounds
 (and the extremes). slow-down: of untraced; x floor: of empty probes at the same
-sites. own CPU: of one CPU, while attached. own RSS: peak, to the end; maps:
-kernel memory of BPF maps. attach: start to probes in; gone, exit: Ctrl-C to the
-load's old speed, and to the tracer's end.";
+sites. own CPU: of one CPU, while attached. own RSS: peak, to the end, with maps
+that it has mapped; maps: kernel memory of all BPF maps. attach: start to probes
+in; gone, exit: Ctrl-C to the load's old speed, and to the tracer's end.";
 
 fn measure(bench: &Bench) -> Result<(Results, Figures)> {
     let (mut results, mut figures) = (Results::default(), Figures::default());

@@ -15,6 +15,8 @@ use super::tracer::{Start, Tracer};
 use super::workload::{Pace, Subject, Workload};
 use super::{Bench, memleak, proc, programs};
 
+/// Other tools take minutes, and differ by more than a few cycles could blur.
+const OTHERS_EVERY: usize = 3;
 /// leaktrace beside an idle process is looked at for so long.
 const IDLE_TRACED: Duration = Duration::from_secs(11);
 /// Half a second of an idle process.
@@ -42,7 +44,8 @@ pub fn run(bench: &Bench, workload: &Workload, number: usize, results: &mut Resu
     }
     let ns = rounds(bench, workload, Subject::Afterwards, &mut load)?;
     results.row(workload, Subject::Afterwards).ns.extend(ns);
-    if bench.memleak {
+    let others_too = number.is_multiple_of(OTHERS_EVERY);
+    if bench.memleak && others_too {
         traced(
             bench,
             workload,
@@ -53,7 +56,7 @@ pub fn run(bench: &Bench, workload: &Workload, number: usize, results: &mut Resu
         )?;
     }
     drop(load);
-    if bench.heaptrack {
+    if bench.heaptrack && others_too {
         under_heaptrack(bench, workload, results)?;
     }
     Ok(())

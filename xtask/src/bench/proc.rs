@@ -33,21 +33,12 @@ pub fn peak_rss(pid: u32) -> Result<u64> {
     parse_kib(&status, "VmHWM:").with_context(|| format!("/proc/{pid}/status has no VmHWM"))
 }
 
-/// A BPF map that a process has open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Map {
-    /// Memory charged for it, bytes; of a map whose elements are taken on
-    /// demand, what it has taken so far.
-    pub bytes: u64,
-    /// Most elements that it can have.
-    pub max_entries: u64,
-}
-
-/// The BPF maps that a process has open, by their id.
+/// Memory charged for the BPF maps that a process has open, bytes, by the map's
+/// id. Of a map whose elements are taken on demand, what it has taken so far.
 ///
 /// # Errors
 /// The process is gone.
-pub fn maps(pid: u32) -> Result<BTreeMap<u64, Map>> {
+pub fn map_bytes(pid: u32) -> Result<BTreeMap<u64, u64>> {
     let dir = format!("/proc/{pid}/fdinfo");
     let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {dir}"))?;
     // A descriptor may be closed meanwhile.
@@ -100,17 +91,13 @@ fn parse_kib(text: &str, name: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// A descriptor's map and its id; `None` when it is no map's.
-fn parse_map(info: &str) -> Option<(u64, Map)> {
+/// The id and memory of a descriptor's map; `None` when it is no map's.
+fn parse_map(info: &str) -> Option<(u64, u64)> {
     let value = |name: &str| {
         let line = info.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().parse::<u64>().ok()
+        line.trim().parse().ok()
     };
-    let map = Map {
-        bytes: value("memlock:")?,
-        max_entries: value("max_entries:")?,
-    };
-    Some((value("map_id:")?, map))
+    Some((value("map_id:")?, value("memlock:")?))
 }
 
 #[cfg(test)]
@@ -131,11 +118,7 @@ mod tests {
     fn a_map_is_told_from_links_and_programs() {
         let map = "pos:\t0\nflags:\t02\nmap_type:\t1\nkey_size:\t16\nvalue_size:\t24\n\
                    max_entries:\t1048576\nmap_flags:\t0x1\nmemlock:\t16778112\nmap_id:\t46\n";
-        let expected = Map {
-            bytes: 16_778_112,
-            max_entries: 1_048_576,
-        };
-        assert_eq!(parse_map(map), Some((46, expected)));
+        assert_eq!(parse_map(map), Some((46, 16_778_112)));
         assert_eq!(
             parse_map("prog_type:\t2\nmemlock:\t4096\nprog_id:\t3\n"),
             None

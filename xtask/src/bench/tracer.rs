@@ -101,7 +101,7 @@ impl Tracer {
 
     /// Memory of all its maps, bytes.
     pub fn map_bytes(&self) -> Result<u64> {
-        Ok(proc::maps(self.pid())?.values().map(|map| map.bytes).sum())
+        Ok(proc::map_bytes(self.pid())?.values().sum())
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {
