@@ -17,6 +17,11 @@ pub struct Control {
     pub target_tgid: u32,
     /// How many buckets the live table has.
     pub buckets: u32,
+    /// The set of probes whose entries count. While one set replaces another,
+    /// both are in, and each call is to be seen once.
+    pub generation: u32,
+    /// Always 0.
+    pub padding: u32,
     /// Where the kernel's return trampoline is mapped in the target (the
     /// `[uprobes]` mapping): what a pending return probe leaves at the top of
     /// the stack.
@@ -32,7 +37,7 @@ pub struct Control {
 /// `kernel/events/uprobes.c`).
 pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
 
-const _: () = assert!(size_of::<Control>() == 40);
+const _: () = assert!(size_of::<Control>() == 48);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

@@ -182,6 +182,18 @@ impl Cookie {
     pub const fn block(self) -> Argument {
         (self.0 >> 16) as u8 & 0xf
     }
+    /// Which set of probes the call comes from (see
+    /// [`crate::control::Control::generation`]).
+    #[inline(always)]
+    #[must_use]
+    pub const fn generation(self) -> u8 {
+        (self.0 >> 56) as u8
+    }
+    /// A cookie for another set of probes.
+    #[must_use]
+    pub const fn with_generation(self, generation: u8) -> Self {
+        Self(self.0 & (u64::MAX >> 8) | (generation as u64) << 56)
+    }
     /// Argument number of the out-pointer.
     #[inline(always)]
     #[must_use]

@@ -45,6 +45,9 @@ pub fn enter<L: LiveTable>(registers: Registers, cookie: Cookie) {
     let Some(control) = control((pid_tgid >> 32) as u32) else {
         return;
     };
+    if u32::from(cookie.generation()) != control.generation {
+        return;
+    }
     let thread = pid_tgid as u32;
     if cookie.role() == Role::Free as u8 {
         free::<L>(registers, cookie, thread, control);

@@ -64,6 +64,11 @@ impl ControlPage {
         });
     }
 
+    /// Which set of probes counts.
+    pub fn set_generation(&self, generation: u8) {
+        self.write(|control| control.generation = u32::from(generation));
+    }
+
     /// How many buckets the live table has.
     pub(super) fn set_buckets(&self, buckets: u32) {
         self.write(|control| control.buckets = buckets);

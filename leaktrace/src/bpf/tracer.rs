@@ -8,7 +8,7 @@ use aya::{
     programs::{RawTracePoint, UProbe},
 };
 
-use leaktrace_common::function::FIXED;
+use leaktrace_common::function::{Cookie, FIXED};
 
 use super::{
     features::{Feature, Features},
@@ -45,20 +45,30 @@ impl Tracer {
         })
     }
 
+    /// Whether probes tell the programs what they are; without, there is one
+    /// generation of them.
+    #[must_use]
+    pub fn has_cookies(&self) -> bool {
+        self.cookies
+    }
+
     /// What the programs write.
     #[must_use]
     pub fn maps(&self) -> Arc<Maps> {
         Arc::clone(&self.maps)
     }
 
-    /// Sets probes of all `files`, so that `program` sees the calls in `scope`.
+    /// Sets probes of all `files`, so that `program` sees the calls in `scope`;
+    /// they count while this `generation` does, where probes have cookies.
     pub fn attach(
         &mut self,
         kind: LinkKind,
         files: &[PlannedFile],
         program: Program,
         scope: Scope,
+        generation: u8,
     ) -> Result<Attachment> {
+        let files = &with_generation(files, generation);
         let (entry, at_return) = program.names(self.form);
         let mut attachment = Attachment {
             kind,
@@ -109,9 +119,10 @@ impl Tracer {
         let (name, cookie) = if self.cookies {
             (name, Some(probe.cookie))
         } else if direction == Direction::Entry && name == self.form.enter() {
+            let cookie = Cookie(probe.cookie).with_generation(0).0;
             let fixed = FIXED
                 .iter()
-                .find(|(_, signature)| signature.to_cookie() == probe.cookie)
+                .find(|(_, signature)| signature.to_cookie() == cookie)
                 .ok_or_else(|| {
                     anyhow!(
                         "{} can't be watched on this kernel, whose probes have no cookies (Linux \
@@ -170,4 +181,13 @@ impl Tracer {
         }
         Ok(program)
     }
+}
+
+/// The same probes as another set.
+fn with_generation(files: &[PlannedFile], generation: u8) -> Vec<PlannedFile> {
+    let mut files = files.to_vec();
+    for probe in files.iter_mut().flat_map(|file| &mut file.probes) {
+        probe.cookie = Cookie(probe.cookie).with_generation(generation).0;
+    }
+    files
 }

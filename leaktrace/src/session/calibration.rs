@@ -86,7 +86,7 @@ fn measure(
     let without = rounds();
     let own = std::process::id();
     maps.control().set_target(own, false);
-    let attachment = tracer.attach(link_kind, &plan.files, program, Scope::Process(own))?;
+    let attachment = tracer.attach(link_kind, &plan.files, program, Scope::Process(own), 0)?;
     maps.control().enable(true);
     let with = rounds();
     maps.control().enable(false);

@@ -31,7 +31,7 @@ impl Tally {
         scope: Scope,
         clock: &CpuClock,
     ) -> Result<Self> {
-        let attachment = tracer.attach(kind, &plan.files, Program::Tally, scope)?;
+        let attachment = tracer.attach(kind, &plan.files, Program::Tally, scope, 0)?;
         let calls = tracer.maps().tally()?;
         Ok(Self {
             attachment,

@@ -1,6 +1,6 @@
 //! From the files that a process maps to the probes that are to be set.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
 use anyhow::{Context as _, Result};
 
@@ -9,8 +9,15 @@ use crate::{
     bpf::{PlannedFile, PlannedProbe},
     model::WatchedFileInfo,
     probe_site::KernelAbility,
-    target::{mapped_file::MappedFile, mapping::Device},
+    target::{
+        Process,
+        mapped_file::MappedFile,
+        mapping::{self, Device},
+    },
 };
+
+/// What the kernel puts over a probed instruction (x86_64: `int3`).
+const BREAKPOINT: u8 = 0xcc;
 
 /// The probes of a trace.
 #[derive(Default)]
@@ -90,6 +97,28 @@ impl Plan {
         });
         self.opened.push(Arc::clone(file));
         Ok(())
+    }
+
+    /// Whether the kernel's breakpoint is at the first function's site in the
+    /// process; false also when that can't be read.
+    pub fn has_breakpoint(&self, process: &Process) -> bool {
+        let breakpoint = || {
+            let (file, opened) = (self.files.first()?, self.opened.first()?);
+            let offset = *file.probes.first()?.entry_sites.first()?;
+            let mappings = mapping::read_mappings(process).ok()?;
+            let mapping = mappings.iter().find(|mapping| {
+                let length = mapping.end - mapping.start;
+                mapping.executable
+                    && opened.backs(mapping)
+                    && (mapping.offset..mapping.offset + length).contains(&offset)
+            })?;
+            let address = mapping.start + (offset - mapping.offset);
+            let mut byte = [0];
+            let memory = File::open(process.directory().ok()?.join("mem")).ok()?;
+            memory.read_exact_at(&mut byte, address).ok()?;
+            Some(byte[0] == BREAKPOINT)
+        };
+        breakpoint().unwrap_or(false)
     }
 
     /// How many functions are watched.

@@ -83,6 +83,7 @@ pub fn under_seccomp(
         &plan.files,
         Program::Empty,
         Scope::Process(child.pid as u32),
+        0,
     )?;
     let survived = child.allocate();
     attachment.detach(|_, _| {});

@@ -100,7 +100,9 @@ impl Workbench {
         maps.control().set_sizes(options.sizes.0, options.sizes.1);
         self.tracer.attach_thread_events()?;
         let kind = self.calibration.link_kind;
-        let attachment = self.tracer.attach(kind, &plan.files, self.program, scope)?;
+        let attachment = self
+            .tracer
+            .attach(kind, &plan.files, self.program, scope, 0)?;
         let started = jiff::Zoned::now();
         let enabled = maps.control().enable(true);
         Ok(Live {

@@ -190,33 +190,44 @@ impl Watch {
         Ok(None)
     }
 
-    /// Perf events fall silent when the process's first thread ends, although
-    /// the process lives: they are replaced by some that are not bound to it.
+    /// When the process's first thread has ended although the process lives,
+    /// perf events fall silent, and the kernel takes a multi link's breakpoints
+    /// out as soon as anybody changes a probe in the same file. So the probes
+    /// are replaced by some that are not bound to the process.
     fn follow_process(&mut self) -> Result<()> {
-        if !self.is_silent() {
+        if !self.is_unbound_wanted() {
             return Ok(());
         }
-        self.silent_periods += 1;
-        self.tracer
-            .maps()
-            .control()
-            .set_target(self.process.pid(), true);
+        if self.is_silent() {
+            self.silent_periods += 1;
+        }
+        let maps = self.tracer.maps();
+        maps.control().set_target(self.process.pid(), true);
+        let generation = u8::from(self.tracer.has_cookies());
+        let kind = self.attachment.kind;
         let unbound = self.tracer.attach(
-            LinkKind::Perf,
+            kind,
             &self.plan.files,
             self.program,
             Scope::Everyone,
+            generation,
         )?;
+        maps.control().set_generation(generation);
         let bound = std::mem::replace(&mut self.attachment, unbound);
         std::thread::spawn(move || bound.detach(|_, _| {}));
         Ok(())
     }
 
-    /// Whether perf events have fallen silent.
-    fn is_silent(&self) -> bool {
-        self.attachment.kind == LinkKind::Perf
-            && self.attachment.scope != Scope::Everyone
+    fn is_unbound_wanted(&self) -> bool {
+        self.attachment.scope != Scope::Everyone
+            && self.process.is_alive()
             && self.process.main_thread_ended()
+    }
+
+    /// Whether calls go unseen: perf events do nothing any more, a multi link's
+    /// breakpoints may be gone.
+    fn is_silent(&self) -> bool {
+        self.attachment.kind == LinkKind::Perf || !self.plan.has_breakpoint(&self.process)
     }
 
     /// The programs' counters, with what only we can know.
@@ -281,7 +292,7 @@ impl Watch {
         let disabled = maps.control().enable(false);
         let elapsed = self.started.elapsed();
         let progress = Progress::start("taking the probes out");
-        if self.is_silent() && self.process.is_alive() {
+        if self.is_unbound_wanted() && self.is_silent() {
             self.silent_periods += 1;
         }
         let attachment = self.attachment.take();
