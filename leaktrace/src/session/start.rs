@@ -30,6 +30,7 @@ use crate::{
     },
     probe_site::{KernelAbility, NopAbility},
     report::{quantity, summary, summary::SummaryOptions},
+    say,
     symbolize::{self, Symbolizer},
     target::{Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory},
 };
@@ -230,14 +231,14 @@ fn greet(
 ) {
     let info = process.info();
     let files = plan.file_names();
-    eprintln!(
+    say!(
         "{}",
         messages::attached(&info, plan.function_count(), &files, &live.started)
     );
     if !from_start && let Some(line) = messages::unexplained(memory) {
-        eprintln!("{line}");
+        say!("{line}");
     }
-    eprintln!(
+    say!(
         "{}",
         messages::how_to_end(outputs.directory().map(Directory::path))
     );
@@ -249,7 +250,7 @@ pub fn explain(plan: &Plan, options: &TraceOptions) {
         plan.explanations
             .iter()
             .chain(&plan.problems)
-            .for_each(|line| eprintln!("{line}"));
+            .for_each(|line| say!("{line}"));
     }
 }
 
@@ -282,7 +283,7 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<()> {
             quantity::bytes(available),
         );
     }
-    eprintln!(
+    say!(
         "{}",
         messages::map_memory(needed, options.limits.max_blocks)
     );
@@ -351,7 +352,7 @@ pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
     // A reader that is gone has had enough.
     let _ = stream::write_all(out, text.as_bytes());
     for failure in &finished.failures {
-        eprintln!("leaktrace: {failure}");
+        say!("leaktrace: {failure}");
     }
     match finished.report.end {
         Some(EndReason::Overhead { .. }) => Outcome::Refused,
