@@ -11,7 +11,7 @@ use clap::Parser as _;
 use crate::{
     doctor,
     exit::{Outcome, USAGE},
-    session,
+    say, session,
 };
 use arguments::{Arguments, Command};
 
@@ -39,7 +39,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     match result {
         Ok(outcome) => outcome.code(),
         Err(error) => {
-            eprintln!("leaktrace: {error:#}");
+            say!("leaktrace: {error:#}");
             if is_run {
                 Outcome::RunFailed.code()
             } else {
@@ -50,6 +50,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 fn usage(message: &str) -> u8 {
-    eprintln!("leaktrace: {message}\n\nFor more information, try '--help'.");
+    say!("leaktrace: {message}\n\nFor more information, try '--help'.");
     USAGE
 }

@@ -43,6 +43,9 @@ pub fn count(text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("`{text}` is out of range: at least 1 and below 4G"))
 }
 
+/// A century: what is added to a clock's reading must not overflow.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 86400);
+
 /// A duration; a bare number is seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let problem = || format!("`{text}` is no duration; write it like 300ms, 10s, 5min, 1h");
@@ -57,7 +60,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(problem()),
     };
     Duration::try_from_secs_f64(number * seconds)
-        .map_err(|_| format!("`{text}` is longer than can be waited for"))
+        .ok()
+        .filter(|duration| *duration <= LONGEST)
+        .ok_or_else(|| format!("`{text}` is longer than can be waited for"))
 }
 
 /// A duration after which something happens again: not zero.
@@ -128,6 +133,8 @@ mod tests {
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
         assert!(duration("10 parsecs").is_err());
         assert!(duration("99999999999999999999d").is_err());
+        // Fits a `Duration`, but not the time until which to wait.
+        assert!(duration("110000000000000d").is_err());
         assert!(interval("0").is_err());
     }
 

@@ -32,6 +32,16 @@ fn wait_writable(fd: &impl AsFd) -> Result<(), Errno> {
     }
 }
 
+/// Prints a line on stderr, as `eprintln!` does, which panics when nobody reads
+/// any more (`2>&1 | head`, a connection that is lost).
+#[macro_export]
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use ::std::io::Write as _;
+        let _ = ::std::writeln!(::std::io::stderr(), $($argument)*);
+    }};
+}
+
 /// Makes success of a reader who has read enough (`leaktrace … | head`).
 ///
 /// # Errors

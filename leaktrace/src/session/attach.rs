@@ -16,6 +16,7 @@ use crate::{
     bpf::{Scope, return_probes_keep_shadow_stack},
     exit::Outcome,
     host::priority,
+    say,
     target::{
         Process, TargetError, cpu::CpuClock, mapped_file, mapping, mapping_watch::MappingWatch,
     },
@@ -61,7 +62,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         progress.phase("counting calls for half a second");
         let (estimate, system_rate) = estimate(&mut workbench, &plan, &process, scope)?;
         own_system_rate = system_rate;
-        eprintln!(
+        say!(
             "{}",
             messages::estimate(&process.info(), &estimate, options.brake)
         );
@@ -71,7 +72,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         if let Brake::Limit(limit) = options.brake
             && estimate.exceeds(options.brake)
         {
-            eprintln!("{}", messages::refusal(&process.info(), &estimate, limit));
+            say!("{}", messages::refusal(&process.info(), &estimate, limit));
             return Ok(Outcome::Refused);
         }
     }

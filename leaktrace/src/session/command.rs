@@ -17,6 +17,7 @@ use crate::{
     host::priority,
     launch::{Child, Command, Inherited, LaunchError, loader, user::User},
     model::EndReason,
+    say,
     target::{Process, mapped_file::MappedFile, mapping_watch::MappingWatch},
 };
 
@@ -89,7 +90,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let refused = match &finished {
         Ok(finished) => start::conclude(finished, options) == Outcome::Refused,
         Err(error) => {
-            eprintln!("leaktrace: no report could be made: {error:#}");
+            say!("leaktrace: no report could be made: {error:#}");
             false
         }
     };
@@ -115,7 +116,7 @@ fn command(launch: &Launch) -> Result<Command> {
 }
 
 fn refused_launch(error: &LaunchError) -> Result<Outcome> {
-    eprintln!("leaktrace: {error}");
+    say!("leaktrace: {error}");
     Ok(Outcome::Command(error.exit_code()))
 }
 

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use super::brake::{Brake, Estimate};
 use crate::{
     model::{MemorySample, ProcessInfo},
-    report::quantity,
+    report::{name, quantity},
 };
 
 /// `orderd (4242, up 6 d): 38 200 allocations/s on 3.8 CPUs; tracing will cost
@@ -19,7 +19,7 @@ pub fn estimate(process: &ProcessInfo, estimate: &Estimate, brake: Brake) -> Str
     };
     format!(
         "{} ({}, up {}): {} allocations/s on {:.1} CPUs; tracing will cost about {} of its CPU{limit}",
-        process.name,
+        name::clean(&process.name),
         process.pid,
         quantity::duration(up),
         quantity::rate(estimate.alloc_rate),
@@ -34,7 +34,7 @@ pub fn refusal(process: &ProcessInfo, estimate: &Estimate, limit: f64) -> String
         "not attached: {} makes {} allocations/s; exact tracing would take about {} of its CPU \
          (limit {}).\nTo go on all the same, briefly:  leaktrace attach {} --max-overhead 100% \
          --duration 10s",
-        process.name,
+        name::clean(&process.name),
         quantity::rate(estimate.alloc_rate),
         quantity::percent(estimate.share),
         quantity::percent_whole(limit),
@@ -52,7 +52,7 @@ pub fn attached(
     format!(
         "attached to {} ({}): {functions} functions in {files} (-v lists them), {}",
         process.pid,
-        process.name,
+        name::clean(&process.name),
         time.strftime("%Y-%m-%d %H:%M:%S %z"),
     )
 }

@@ -25,6 +25,7 @@ use crate::{
         export::ExportOptions,
         table::{self, TableOptions},
     },
+    say,
     target::{Process, mapping::Device, mapping_watch::MappingWatch},
 };
 
@@ -133,7 +134,7 @@ impl Workshop {
                 Job::Write(snapshot) => {
                     let report = self.report(snapshot, None);
                     for failure in self.write(&report).1 {
-                        eprintln!("leaktrace: {failure}");
+                        say!("leaktrace: {failure}");
                     }
                 }
                 Job::Finish(snapshot, disabled, notes) => {

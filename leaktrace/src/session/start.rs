@@ -30,6 +30,7 @@ use crate::{
     },
     probe_site::{KernelAbility, NopAbility},
     report::{quantity, summary, summary::SummaryOptions},
+    say,
     symbolize::{self, Symbolizer},
     target::{Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory},
 };
@@ -165,7 +166,7 @@ pub fn observe(
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
-    eprintln!(
+    say!(
         "{}",
         messages::map_memory(workbench.map_memory, options.limits.max_blocks)
     );
@@ -239,14 +240,14 @@ fn greet(
 ) {
     let info = process.info();
     let files = plan.file_names();
-    eprintln!(
+    say!(
         "{}",
         messages::attached(&info, plan.function_count(), &files, &live.started)
     );
     if !from_start && let Some(line) = messages::unexplained(memory) {
-        eprintln!("{line}");
+        say!("{line}");
     }
-    eprintln!(
+    say!(
         "{}",
         messages::how_to_end(outputs.directory().map(Directory::path), from_start)
     );
@@ -258,7 +259,7 @@ pub fn explain(plan: &Plan, options: &TraceOptions) {
         plan.explanations
             .iter()
             .chain(&plan.problems)
-            .for_each(|line| eprintln!("{line}"));
+            .for_each(|line| say!("{line}"));
     }
 }
 
@@ -356,7 +357,7 @@ pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
     // A reader that is gone has had enough.
     let _ = stream::write_all(out, text.as_bytes());
     for failure in &finished.failures {
-        eprintln!("leaktrace: {failure}");
+        say!("leaktrace: {failure}");
     }
     match finished.report.end {
         Some(EndReason::Overhead { .. }) => Outcome::Refused,

@@ -18,6 +18,7 @@ use leaktrace::{
         table::{self, TableOptions},
     },
 };
+use leaktrace_common::counter::Counter;
 use proptest::prelude::*;
 use unicode_width::UnicodeWidthStr as _;
 
@@ -171,6 +172,18 @@ fn flamegraph_has_title_units_and_two_colours() {
 fn flamegraph_without_blocks_says_so() {
     let svg = flamegraph::render(&fixture::silent(), Weight::LiveBytes).unwrap();
     golden("empty.svg", std::str::from_utf8(&svg).unwrap());
+}
+
+#[test]
+fn a_filter_that_leaves_out_all_calls_is_no_idle_process() {
+    let mut report = fixture::silent();
+    report.counters.events[Counter::Filtered as usize] = 12_345;
+    let text = summary(&report);
+    assert!(
+        text.contains("Nothing passed the size filter") && text.contains("12 345 allocations"),
+        "{text}"
+    );
+    assert!(!text.contains("never called"), "{text}");
 }
 
 #[test]

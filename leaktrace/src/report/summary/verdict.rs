@@ -60,7 +60,7 @@ fn nothing_seen(report: &Report) -> String {
     let calls = report.counter(Counter::AllocCalls);
     let filtered = report.counter(Counter::Filtered);
     match (calls, filtered) {
-        (0, _) => {
+        (0, 0) => {
             format!(
                 "malloc was never called in {elapsed}: {process} is idle, or it uses another allocator."
             )
