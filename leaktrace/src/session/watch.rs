@@ -22,7 +22,7 @@ use super::{
     snapshot::{self, AllocRate, Snapshot},
 };
 use crate::{
-    bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
+    bpf::{Attachment, Maps, Program, Scope, Tracer},
     model::{EndReason, MemorySample},
     output::screen::Screen,
     target::{
@@ -54,7 +54,7 @@ pub struct Watch {
     pub expected_execs: u64,
     /// Whether the kernel's trampoline was seen in the target.
     pub trampoline_found: bool,
-    /// How often perf events had fallen silent.
+    /// How often links may have fallen silent.
     pub silent_periods: u64,
 }
 
@@ -190,8 +190,11 @@ impl Watch {
         Ok(None)
     }
 
-    /// Perf events fall silent when the process's first thread ends, although
-    /// the process lives: they are replaced by some that are not bound to it.
+    /// Links that are bound to a process fall silent when its first thread has
+    /// ended, although the process lives: they are replaced by some that are not.
+    /// Perf events do so at once; multi links as soon as anybody takes another
+    /// probe from the same place, since the kernel then asks each link whether
+    /// it wants the address space, and compares with that of the ended thread.
     fn follow_process(&mut self) -> Result<()> {
         if !self.is_silent() {
             return Ok(());
@@ -202,7 +205,7 @@ impl Watch {
             .control()
             .set_target(self.process.pid(), true);
         let unbound = self.tracer.attach(
-            LinkKind::Perf,
+            self.attachment.kind,
             &self.plan.files,
             self.program,
             Scope::Everyone,
@@ -212,11 +215,9 @@ impl Watch {
         Ok(())
     }
 
-    /// Whether perf events have fallen silent.
+    /// Whether the links may have fallen silent.
     fn is_silent(&self) -> bool {
-        self.attachment.kind == LinkKind::Perf
-            && self.attachment.scope != Scope::Everyone
-            && self.process.main_thread_ended()
+        self.attachment.scope != Scope::Everyone && self.process.main_thread_ended()
     }
 
     /// The programs' counters, with what only we can know.
