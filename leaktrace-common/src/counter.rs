@@ -52,7 +52,7 @@ counters! {
     TailCall, "tail_call", None, "watched functions that jumped to another one";
     NestedCall, "nested_call", None, "calls made by the allocator itself, part of the outer call";
     Vfork, "vfork", Inexact, "vfork children, which share the memory: their own calls were not seen";
-    Silent, "silent_period", Inexact, "times that calls went unseen until probes were set anew: the process's first thread had ended";
+    Silent, "silent_period", Inexact, "times that calls may have gone unseen until probes were set anew: the process's first thread had ended";
     Exec, "exec", None, "times that the process replaced itself by exec";
     ExitInCall, "exit_in_call", Inexact, "threads that ended inside a call";
     StaleInFlight, "stale_in_flight", Inexact, "calls left without returning (longjmp, an exception)";
