@@ -20,8 +20,9 @@ pub struct Control {
     /// The set of probes whose entries count. While one set replaces another,
     /// both are in, and each call is to be seen once.
     pub generation: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// How many more times the target may exec; at one more, `enabled` is
+    /// cleared: another image is another program.
+    pub execs_left: u32,
     /// Where the kernel's return trampoline is mapped in the target (the
     /// `[uprobes]` mapping): what a pending return probe leaves at the top of
     /// the stack.

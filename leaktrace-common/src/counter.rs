@@ -46,6 +46,7 @@ macro_rules! counters {
 counters! {
     AllocCalls, "alloc_calls", None, "calls that ask for memory";
     FreeCalls, "free_calls", None, "calls that give memory back";
+    FreeNull, "free_null", None, "frees of nothing";
     UnknownFree, "unknown_free", None, "frees of blocks that were not recorded (from before attaching, filtered or lost)";
     FailedAlloc, "failed_alloc", None, "allocations that the allocator refused";
     Filtered, "filtered", None, "allocations left out by the size filter";
@@ -53,6 +54,7 @@ counters! {
     NestedCall, "nested_call", None, "calls made by the allocator itself, part of the outer call";
     Vfork, "vfork", Inexact, "vfork children, which share the memory: their own calls were not seen";
     Silent, "silent_period", Inexact, "times that calls may have gone unseen until probes were set anew: the process's first thread had ended";
+    Unwatched, "unwatched_function", Inexact, "functions of a watched allocator that could not be watched";
     Exec, "exec", None, "times that the process replaced itself by exec";
     ExitInCall, "exit_in_call", Inexact, "threads that ended inside a call";
     StaleInFlight, "stale_in_flight", Inexact, "calls left without returning (longjmp, an exception)";

@@ -62,6 +62,7 @@ pub fn enter<L: LiveTable>(registers: Registers, cookie: Cookie) {
 fn free<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, control: &Control) {
     let address = registers.arguments().get(cookie.block());
     if address == 0 {
+        count(Counter::FreeNull);
         return;
     }
     if let Some(value) = L::take(address) {
@@ -73,8 +74,10 @@ fn free<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, control
     if let Some(record) = IN_FLIGHT.get_ptr(thread) {
         // SAFETY: only this thread's own programs use its record.
         let record = unsafe { &*record };
-        if in_flight::is_pending(record, control.trampoline) {
-            in_flight::nested(record, cookie);
+        if record.stack_pointer >= registers.stack_pointer()
+            && in_flight::is_pending(record, control.trampoline)
+        {
+            in_flight::nested(record, cookie, registers.instruction_pointer());
             return;
         }
     }
@@ -115,27 +118,34 @@ fn allocate<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, con
     let resizes = is_resize(role);
     let arguments = registers.arguments();
     let size = requested_size(arguments, cookie);
-    if !resizes && (size < control.min_size || size > control.max_size) {
-        count(Counter::Filtered);
-        return;
-    }
     let Some(record) = in_flight::slot(thread) else {
         return;
     };
     // SAFETY: only this thread's own programs use its record.
     let record = unsafe { &mut *record };
     let stack_pointer = registers.stack_pointer();
-    if in_flight::is_part_of_outer::<L>(record, cookie, stack_pointer, control.trampoline) {
+    let function_ip = registers.instruction_pointer();
+    let trampoline = control.trampoline;
+    if in_flight::is_part_of_outer::<L>(record, cookie, function_ip, stack_pointer, trampoline) {
+        return;
+    }
+    if !resizes && (size < control.min_size || size > control.max_size) {
+        count(Counter::Filtered);
         return;
     }
     count(Counter::AllocCalls);
 
     stacks::capture(
         record,
-        registers.instruction_pointer(),
+        function_ip,
         stack_pointer,
         registers.frame_pointer(),
     );
+    if record.return_address == trampoline {
+        // The rest of a call that was entered before events counted.
+        count(Counter::TailCall);
+        return;
+    }
     record.cookie = cookie.0;
     record.size = size;
     record.old.time_ns = 0;

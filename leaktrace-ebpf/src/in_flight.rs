@@ -50,6 +50,7 @@ pub fn is_pending(record: &InFlight, trampoline: u64) -> bool {
 pub fn is_part_of_outer<L: LiveTable>(
     record: &mut InFlight,
     cookie: Cookie,
+    function_ip: u64,
     stack_pointer: u64,
     trampoline: u64,
 ) -> bool {
@@ -60,7 +61,7 @@ pub fn is_part_of_outer<L: LiveTable>(
         if record.stack_pointer == stack_pointer {
             count(Counter::TailCall);
         } else {
-            nested(record, cookie);
+            nested(record, cookie, function_ip);
         }
         return true;
     }
@@ -71,10 +72,10 @@ pub fn is_part_of_outer<L: LiveTable>(
 
 /// Counts a call inside the record's call.
 #[inline(always)]
-pub fn nested(record: &InFlight, inner: Cookie) {
+pub fn nested(record: &InFlight, inner: Cookie, function_ip: u64) {
     count_nested(Cookie(record.cookie).role(), inner.role());
     // The same function inside itself: nothing that an allocator does.
-    count(if record.cookie == inner.0 {
+    count(if record.function_ip == function_ip {
         Counter::NestedAlloc
     } else {
         Counter::NestedCall

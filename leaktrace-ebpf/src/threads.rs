@@ -32,8 +32,19 @@ pub fn exit<L: LiveTable>() {
 /// The target replaced its image: its probes no longer fire.
 #[inline(always)]
 pub fn exec() {
-    if is_target() {
+    if is_target()
+        && let Some(control) = CONTROL.get_ptr_mut(0)
+    {
         count(Counter::Exec);
+        // SAFETY: the array lives as long as the program; the target has one
+        // thread left, so that nobody else changes these.
+        unsafe {
+            if (*control).execs_left == 0 {
+                (*control).enabled = 0;
+            } else {
+                (*control).execs_left -= 1;
+            }
+        }
     }
     let _ = IN_FLIGHT.remove(&(bpf_get_current_pid_tgid() as u32));
 }

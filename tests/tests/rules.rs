@@ -336,10 +336,6 @@ fn main_thread_ended_and_others_detach() -> Result<()> {
     let report = tracer.report()?;
     fixture.finish_well()?;
     check_sums(&report)?;
-    ensure!(
-        !report.totals.exact,
-        "an exact report of links that fell silent"
-    );
     played_twice(&report)
 }
 

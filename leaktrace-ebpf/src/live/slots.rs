@@ -104,7 +104,7 @@ fn put_into(bucket: *mut Bucket, key: u64, value: &LiveValue) -> bool {
             // SAFETY: pointers into a value of the map; the claim keeps others
             // away.
             unsafe {
-                place.value.write(*value);
+                place.value.write_volatile(*value);
                 place.key.write_volatile(key);
             }
             return true;
@@ -134,6 +134,9 @@ impl LiveTable for Slots {
     fn take(address: u64) -> Option<LiveValue> {
         let buckets = buckets();
         let key = slot_key(address, PROCESS);
+        if key <= CLAIMED {
+            return None;
+        }
         let number = bucket_of(key, buckets);
         let home = bucket(number, buckets)?;
         if let Some(place) = find_in(home, key) {
@@ -164,6 +167,11 @@ impl LiveTable for Slots {
         }
         let buckets = buckets();
         let key = slot_key(address, PROCESS);
+        if key <= CLAIMED {
+            // No allocator's address; it would be taken for a mark.
+            count(Counter::LiveOther);
+            return false;
+        }
         let number = bucket_of(key, buckets);
         let Some(home) = bucket(number, buckets) else {
             return false;

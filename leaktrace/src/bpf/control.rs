@@ -12,6 +12,14 @@ use rustix::{
 
 use crate::model::Edge;
 
+/// The place of a field of the record.
+macro_rules! field {
+    ($name:ident) => {
+        // SAFETY: only computes an address inside the record.
+        |control: *mut Control| unsafe { &raw mut (*control).$name }
+    };
+}
+
 /// The mapped control record of a loaded object.
 pub struct ControlPage {
     record: NonNull<Control>,
@@ -42,56 +50,54 @@ impl ControlPage {
         .context("mapping the control record")?;
         let record = NonNull::new(address.cast()).context("the control record is mapped at 0")?;
         let page = Self { record, length };
-        page.write(|control| control.max_size = u64::MAX);
+        page.set_sizes(0, u64::MAX);
         page.set_trampoline(USUAL_TRAMPOLINE);
         Ok(page)
     }
 
-    fn write(&self, change: impl FnOnce(&mut Control)) {
+    /// Stores one field, and nothing else: the programs change others.
+    fn store<T>(&self, field: impl FnOnce(*mut Control) -> *mut T, value: T) {
         // SAFETY: the mapping is at least as large as the record and lives as
-        // long as self; the kernel only reads.
-        let mut control = unsafe { self.record.as_ptr().read_volatile() };
-        change(&mut control);
-        // SAFETY: as above.
-        unsafe { self.record.as_ptr().write_volatile(control) };
+        // long as self; callers name a field of it.
+        unsafe { field(self.record.as_ptr()).write_volatile(value) };
     }
 
     /// Which process is traced; `filter` when the links don't tell.
     pub fn set_target(&self, tgid: u32, filter: bool) {
-        self.write(|control| {
-            control.target_tgid = tgid;
-            control.only_tgid = if filter { tgid } else { 0 };
-        });
+        self.store(field!(target_tgid), tgid);
+        self.store(field!(only_tgid), if filter { tgid } else { 0 });
+    }
+
+    /// How often the target may exec before its events no longer count.
+    pub fn set_execs(&self, expected: u32) {
+        self.store(field!(execs_left), expected);
     }
 
     /// Which set of probes counts.
     pub fn set_generation(&self, generation: u8) {
-        self.write(|control| control.generation = u32::from(generation));
+        self.store(field!(generation), u32::from(generation));
     }
 
     /// How many buckets the live table has.
     pub(super) fn set_buckets(&self, buckets: u32) {
-        self.write(|control| control.buckets = buckets);
+        self.store(field!(buckets), buckets);
     }
 
     /// Sizes outside these bounds are not recorded, bytes.
     pub fn set_sizes(&self, min: u64, max: u64) {
-        self.write(|control| {
-            control.min_size = min;
-            control.max_size = max;
-        });
+        self.store(field!(min_size), min);
+        self.store(field!(max_size), max);
     }
 
     /// Where the kernel's return trampoline is in the target.
     pub fn set_trampoline(&self, address: u64) {
-        self.write(|control| control.trampoline = address);
+        self.store(field!(trampoline), address);
     }
 
     /// Lets events count from now on, or not any more; tells when that was.
     pub fn enable(&self, enabled: bool) -> Edge {
         let earliest_ns = monotonic_ns();
-        // SAFETY: as in `write`; a single aligned store.
-        unsafe { (&raw mut (*self.record.as_ptr()).enabled).write_volatile(u32::from(enabled)) };
+        self.store(field!(enabled), u32::from(enabled));
         let latest_ns = monotonic_ns();
         Edge {
             earliest_ns,

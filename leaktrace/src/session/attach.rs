@@ -28,7 +28,6 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let _guard = runtime.enter();
     let mut signals = signals::own()?;
     let progress = Progress::start("looking at the process");
-    priority::give_way();
     let mut workbench = Workbench::set_up(options, process.has_shadow_stack(), &progress)?;
 
     progress.phase("reading symbols");
@@ -69,6 +68,9 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         if options.estimate_only {
             return Ok(Outcome::Reported);
         }
+        if signals.end_requested() {
+            return Ok(Outcome::Reported);
+        }
         if let Brake::Limit(limit) = options.brake
             && estimate.exceeds(options.brake)
         {
@@ -81,7 +83,9 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let mut mappings = MappingWatch::by_maps(process.pid());
     mappings.current(&process);
     progress.phase("attaching");
-    let live = workbench.switch_on(&plan, process.pid(), scope, options)?;
+    let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
+    // Only now: on a busy machine, setting up would take long.
+    priority::give_way();
     drop(progress);
     let subject = Subject {
         mappings,

@@ -70,7 +70,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     }
     start::explain(&plan, options);
     progress.phase("attaching");
-    let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), options)?;
+    let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
     drop(progress);
     let mappings = MappingWatch::start(child.pid());
     if let Err(error) = child.go() {
@@ -96,7 +96,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     };
     if finished.is_ok_and(|it| it.report.end == Some(EndReason::Signal("SIGTSTP"))) {
         // The command was stopped with us; the shell is to see that.
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP)?;
+        signals::stop_as_asked();
     }
     let ended = runtime.block_on(wait(&mut child, &mut signals))?;
     Ok(if refused {

@@ -15,6 +15,10 @@ pub fn estimate(process: &ProcessInfo, estimate: &Estimate, brake: Brake) -> Str
     let up = Duration::try_from(up).unwrap_or_default();
     let limit = match brake {
         Brake::Off => String::new(),
+        Brake::Limit(limit) if estimate.is_negligible(brake) => format!(
+            " (limit {}, but it is under 5 % of one CPU)",
+            quantity::percent_whole(limit)
+        ),
         Brake::Limit(limit) => format!(" (limit {})", quantity::percent_whole(limit)),
     };
     format!(

@@ -30,6 +30,8 @@ pub struct Plan {
     pub explanations: Vec<String>,
     /// What could not be watched, a sentence each.
     pub problems: Vec<String>,
+    /// How many functions of watched allocators can't be watched.
+    pub unwatched: u64,
     /// Every file that was looked at.
     pub examined: HashSet<(Device, u64)>,
     /// Keeps the files open that `files` names.
@@ -84,6 +86,7 @@ impl Plan {
                 .extend(site.map(|site| function.explain(&name, site)));
         }
         for refused in &watched.refused {
+            self.unwatched += 1;
             self.problems.push(format!(
                 "{} in {name} is not watched: {}",
                 refused.names.join("/"),

@@ -59,9 +59,17 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        drop(self.stop.take());
+        // Give it the time to clean its line, but do not wait for a terminal
+        // that is blocked: probes may be in.
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        for _ in 0..20 {
+            if thread.is_finished() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

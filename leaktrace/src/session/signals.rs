@@ -48,6 +48,25 @@ pub enum Signals {
 }
 
 impl Signals {
+    /// Whether a signal that ends has come already. Takes requests that have.
+    pub fn end_requested(&mut self) -> bool {
+        match self {
+            Self::Own(receiver) => std::iter::from_fn(|| receiver.try_recv().ok())
+                .any(|request| matches!(request, Request::End(..))),
+            Self::Command { .. } => false,
+        }
+    }
+
+    /// Gives signals their usual effect again, once the command has ended and
+    /// they are meant for leaktrace.
+    pub fn release(&self) {
+        if let Self::Command { .. } = self {
+            let mut taken = PASSED_ON.to_vec();
+            taken.push(libc::SIGTSTP);
+            block(&taken, false);
+        }
+    }
+
     /// The next request; waits for it. Signals meant for the command are passed
     /// on meanwhile.
     pub async fn next(&mut self) -> Request {
@@ -116,6 +135,43 @@ pub fn of_command(child: &Child) -> Result<Signals> {
     })
 }
 
+/// Blocks signals for this thread, or lets them through.
+fn block(signals: &[i32], blocked: bool) {
+    let how = if blocked {
+        libc::SIG_BLOCK
+    } else {
+        libc::SIG_UNBLOCK
+    };
+    // SAFETY: a set of our own, filled in before it is used.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Stops as a Ctrl-Z asked for, unless nobody could make us go on (in an
+/// orphaned process group, where the kernel ignores this signal).
+pub fn stop_as_asked() {
+    // SAFETY: sends a signal to ourselves.
+    unsafe { libc::raise(libc::SIGTSTP) };
+    block(&[libc::SIGTSTP], false);
+    block(&[libc::SIGTSTP], true);
+}
+
+/// A terminal that stops background jobs when they write would leave probes
+/// that nobody watches.
+pub fn never_stop_for_output() {
+    // SAFETY: sets a disposition to be ignored.
+    unsafe {
+        libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+        libc::signal(libc::SIGTTIN, libc::SIG_IGN);
+    }
+}
+
 /// Begins to listen. After a first signal that ends, a second one ends the
 /// process at once: the kernel takes out what probes are left.
 ///
@@ -123,6 +179,7 @@ pub fn of_command(child: &Child) -> Result<Signals> {
 /// When handlers can't be set.
 pub fn own() -> Result<Signals> {
     let (sender, receiver) = unbounded_channel();
+    never_stop_for_output();
     for (name, number) in ENDING {
         // Under nohup a lost connection is no reason to end.
         if number == libc::SIGHUP && is_ignored(number) {

@@ -1,7 +1,15 @@
 //! Everything between the command line and the first event that counts, and
 //! what is common to both ways of tracing.
 
-use std::{os::fd::BorrowedFd, path::Path, sync::Arc, time::Instant};
+use std::{
+    os::fd::BorrowedFd,
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::stdio;
@@ -94,10 +102,12 @@ impl Workbench {
         plan: &Plan,
         pid: u32,
         scope: Scope,
+        expected_execs: u32,
         options: &TraceOptions,
     ) -> Result<Live> {
         let maps = self.tracer.maps();
         maps.control().set_target(pid, scope == Scope::Everyone);
+        maps.control().set_execs(expected_execs);
         maps.control().set_sizes(options.sizes.0, options.sizes.1);
         self.tracer.attach_thread_events()?;
         let kind = self.calibration.link_kind;
@@ -166,11 +176,8 @@ pub fn observe(
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
-    say!(
-        "{}",
-        messages::map_memory(workbench.map_memory, options.limits.max_blocks)
-    );
-    greet(
+    let memory_line = messages::map_memory(workbench.map_memory, options.limits.max_blocks);
+    let lines = greeting(
         &process,
         &plan,
         &live,
@@ -178,6 +185,7 @@ pub fn observe(
         &outputs,
         expected_execs > 0,
     );
+    let greeted = say_aside(format!("{memory_line}\n{lines}"));
     let pair_cost = workbench.calibration.pair_cost;
     let trace = TraceInfo {
         started: live.started,
@@ -222,35 +230,51 @@ pub fn observe(
         trampoline_found,
         silent_periods: 0,
     };
-    runtime.block_on(watch.run(
+    let finished = runtime.block_on(watch.run(
         reporter,
         signals,
         screen.as_ref().map(|(screen, _)| screen.as_ref()),
-    ))
+    ));
+    // A short trace may be over before its first lines are out.
+    let _ = greeted.recv_timeout(Duration::from_millis(500));
+    finished
 }
 
 /// The first lines.
-fn greet(
+fn greeting(
     process: &Process,
     plan: &Plan,
     live: &Live,
     memory: &crate::model::MemorySample,
     outputs: &Outputs,
     from_start: bool,
-) {
+) -> String {
     let info = process.info();
     let files = plan.file_names();
-    say!(
-        "{}",
-        messages::attached(&info, plan.function_count(), &files, &live.started)
-    );
-    if !from_start && let Some(line) = messages::unexplained(memory) {
-        say!("{line}");
+    let mut lines = vec![messages::attached(
+        &info,
+        plan.function_count(),
+        &files,
+        &live.started,
+    )];
+    if !from_start {
+        lines.extend(messages::unexplained(memory));
     }
-    say!(
-        "{}",
-        messages::how_to_end(outputs.directory().map(Directory::path), from_start)
-    );
+    let directory = outputs.directory().map(Directory::path);
+    lines.push(messages::how_to_end(directory, from_start));
+    lines.join("\n")
+}
+
+/// Writes to stderr without waiting for it: probes are in, and a blocked
+/// terminal must not keep the brake and signals from working. The receiver is
+/// told when it is written.
+fn say_aside(text: String) -> Receiver<()> {
+    let (sender, written) = mpsc::channel();
+    std::thread::spawn(move || {
+        say!("{text}");
+        let _ = sender.send(());
+    });
+    written
 }
 
 /// Shows what was planned, with `-v`.
@@ -284,7 +308,7 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
         return Ok(needed);
     };
     if needed > available / 2 {
-        let fitting = options.limits.fitting_blocks(available / 2, features);
+        let fitting = options.limits.fitting_blocks(available / 9 * 4, features);
         bail!(
             "not attached: its maps could take {} of kernel memory, more than half of the {} that \
              is available; use --max-blocks {fitting}",

@@ -83,6 +83,9 @@ impl Watch {
         let end = self
             .wait(&maps, &reporter, signals, screen, &mut rate)
             .await;
+        if matches!(end, Ok(EndReason::TargetExit)) {
+            signals.release();
+        }
         self.finish(&maps, reporter, end)
     }
 
@@ -153,10 +156,12 @@ impl Watch {
 
     fn seen(&self, maps: &Maps) -> Result<Seen> {
         let counters = maps.counters()?;
+        // Everything that took a trap.
+        let sum = |of: &[Counter]| of.iter().map(|one| counters.events[*one as usize]).sum();
         Ok(Seen {
             at: Instant::now(),
-            allocs: counters.events[Counter::AllocCalls as usize],
-            frees: counters.events[Counter::FreeCalls as usize],
+            allocs: sum(&[Counter::AllocCalls, Counter::Filtered, Counter::TailCall]),
+            frees: sum(&[Counter::FreeCalls, Counter::FreeNull, Counter::NestedCall]),
             execs: counters.events[Counter::Exec as usize],
             cpu: self.cpu().unwrap_or_default(),
         })
@@ -234,12 +239,16 @@ impl Watch {
     fn counters(&self, maps: &Maps) -> Result<CounterBlock> {
         let mut counters = maps.counters()?;
         counters.events[Counter::Silent as usize] = self.silent_periods;
+        counters.events[Counter::Unwatched as usize] = self.plan.unwatched;
         Ok(counters)
     }
 
     /// Learns new stacks, where the trampoline is, how much memory is used.
     fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
-        self.trampoline_found = self.trampoline_found || find_trampoline(maps, &self.process);
+        // The kernel maps it at the first call that needs it.
+        if !self.trampoline_found && maps.counters()?.events[Counter::AllocCalls as usize] > 0 {
+            self.trampoline_found = find_trampoline(maps, &self.process);
+        }
         self.sample_memory();
         reporter.learn(Snapshot {
             taken: jiff::Zoned::now(),
@@ -299,7 +308,11 @@ impl Watch {
         attachment.detach(|closed, all| {
             progress.phase(format!("taking the probes out: {closed} of {all}"));
         });
-        let end = end?;
+        let mut end = end?;
+        let execs = maps.counters()?.events[Counter::Exec as usize];
+        if end == EndReason::TargetExit && execs > self.expected_execs {
+            end = EndReason::TargetExec;
+        }
         progress.phase("reading what is held");
         self.sample_memory();
         let counters = self.counters(maps)?;
