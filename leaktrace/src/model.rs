@@ -151,18 +151,26 @@ pub struct Sums {
     pub freed_bytes: u64,
     /// Blocks given back.
     pub freed_blocks: u64,
+    /// Bytes of live blocks that a filter by age leaves out.
+    pub hidden_bytes: u64,
+    /// Live blocks that a filter by age leaves out.
+    pub hidden_blocks: u64,
 }
 
 impl Sums {
-    /// Bytes allocated and not given back.
+    /// Bytes allocated and not given back, of blocks that are shown.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
-        self.alloc_bytes.saturating_sub(self.freed_bytes)
+        self.alloc_bytes
+            .saturating_sub(self.freed_bytes)
+            .saturating_sub(self.hidden_bytes)
     }
-    /// Blocks allocated and not given back.
+    /// Blocks allocated and not given back that are shown.
     #[must_use]
     pub fn live_blocks(&self) -> u64 {
-        self.alloc_blocks.saturating_sub(self.freed_blocks)
+        self.alloc_blocks
+            .saturating_sub(self.freed_blocks)
+            .saturating_sub(self.hidden_blocks)
     }
     /// Share of the blocks that were given back, 0 to 1; 0 without any block.
     #[must_use]
@@ -181,8 +189,8 @@ pub struct Site {
     pub stack_id: u64,
     /// What can be held (always `heap` for malloc's family).
     pub class: &'static str,
-    /// What it allocated and gave back since the start. With filters by age:
-    /// only the live blocks that pass, nothing freed.
+    /// What it allocated and gave back since the start; with filters by age,
+    /// live are only the blocks that pass.
     pub sums: Sums,
     /// Growth of live bytes per minute since the start.
     pub growth_per_minute: f64,

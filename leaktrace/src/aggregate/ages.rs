@@ -76,14 +76,15 @@ impl BlockAges {
         Some(Duration::from_nanos(self.stacks.get(&stack_id)?.oldest_ns))
     }
 
-    /// The stack's blocks that pass, as if nothing else had been allocated.
+    /// The stack's sums with the live blocks hidden that do not pass; `None`
+    /// when none passes.
     #[must_use]
-    pub fn passing(&self, stack_id: u64) -> Option<Sums> {
+    pub fn passing(&self, stack_id: u64, sums: Sums) -> Option<Sums> {
         let stack = self.stacks.get(&stack_id)?;
         Some(Sums {
-            alloc_bytes: stack.bytes,
-            alloc_blocks: stack.blocks,
-            ..Sums::default()
+            hidden_bytes: sums.live_bytes().saturating_sub(stack.bytes),
+            hidden_blocks: sums.live_blocks().saturating_sub(stack.blocks),
+            ..sums
         })
     }
 }

@@ -18,6 +18,8 @@ pub fn add(one: Sums, other: Sums) -> Sums {
         alloc_blocks: one.alloc_blocks.wrapping_add(other.alloc_blocks),
         freed_bytes: one.freed_bytes.wrapping_add(other.freed_bytes),
         freed_blocks: one.freed_blocks.wrapping_add(other.freed_blocks),
+        hidden_bytes: one.hidden_bytes.wrapping_add(other.hidden_bytes),
+        hidden_blocks: one.hidden_blocks.wrapping_add(other.hidden_blocks),
     }
 }
 
@@ -31,10 +33,10 @@ pub fn rows(sums: &[(u64, Sums)], ages: Option<&BlockAges>, selection: &Selectio
         .iter()
         .filter_map(|(stack_id, sums)| {
             let sums = match filtered {
-                Some(ages) => ages.passing(*stack_id)?,
+                Some(ages) => ages.passing(*stack_id, *sums)?,
                 None => *sums,
             };
-            let live = sums.alloc_bytes.wrapping_sub(sums.freed_bytes) as i64;
+            let live = sums.live_bytes();
             let growth_per_minute = if minutes > 0.0 {
                 live as f64 / minutes
             } else {
@@ -90,6 +92,7 @@ mod tests {
             alloc_blocks: alloc.1,
             freed_bytes: freed.0,
             freed_blocks: freed.1,
+            ..Sums::default()
         }
     }
 
@@ -141,10 +144,13 @@ mod tests {
         ages.add(1, 10, 4_500_000_000);
         ages.add(1, 20, 1_000_000_000);
         ages.add(2, 30, 4_900_000_000);
-        let all = [(1, sums((30, 2), (0, 0))), (2, sums((30, 1), (0, 0)))];
+        let all = [(1, sums((130, 7), (100, 5))), (2, sums((30, 1), (0, 0)))];
         let rows = rows(&all, Some(&ages), &selection(SortKey::LiveBytes));
         assert_eq!(rows.len(), 1);
-        assert_eq!((rows[0].stack_id, rows[0].sums), (1, sums((20, 1), (0, 0))));
+        let shown = rows[0].sums;
+        assert_eq!(rows[0].stack_id, 1);
+        assert_eq!((shown.live_bytes(), shown.live_blocks()), (20, 1));
+        assert_eq!((shown.alloc_bytes, shown.freed_blocks), (130, 5));
         assert_eq!(ages.oldest(1), Some(Duration::from_secs(4)));
     }
 }

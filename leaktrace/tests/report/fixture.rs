@@ -67,6 +67,7 @@ pub fn site(id: u64, allocated: (u64, u64), freed: (u64, u64), frames: Vec<Frame
         alloc_blocks: allocated.1,
         freed_bytes: freed.0,
         freed_blocks: freed.1,
+        ..Sums::default()
     };
     Site {
         stack_id: id,
@@ -146,6 +147,7 @@ pub fn leaking() -> Report {
         alloc_blocks: all.alloc_blocks + site.sums.alloc_blocks,
         freed_bytes: all.freed_bytes + site.sums.freed_bytes,
         freed_blocks: all.freed_blocks + site.sums.freed_blocks,
+        ..all
     });
     let mut report = bare();
     report.totals = Sums {
@@ -153,6 +155,7 @@ pub fn leaking() -> Report {
         alloc_blocks: totals.alloc_blocks + 2_235_000,
         freed_bytes: totals.freed_bytes + 900 * MIB,
         freed_blocks: totals.freed_blocks + 2_235_000,
+        ..totals
     };
     report.counters.events[Counter::AllocCalls as usize] = report.totals.alloc_blocks;
     report.counters.events[Counter::FreeCalls as usize] = report.totals.freed_blocks + 77;
@@ -216,6 +219,7 @@ pub fn healthy() -> Report {
         alloc_blocks: 2_100_000,
         freed_bytes: 800 * MIB - 410 * KIB,
         freed_blocks: 2_099_460,
+        ..Sums::default()
     };
     report.counters.events[Counter::AllocCalls as usize] = 2_100_000;
     report.complete_share = Some(1.0);
