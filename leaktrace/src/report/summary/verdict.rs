@@ -109,7 +109,12 @@ fn beside_rss(report: &Report) -> String {
     let live = report.totals.live_bytes();
     let grown = now.saturating_sub(then);
     let (now_text, grown_text) = (quantity::bytes_fine(now), quantity::bytes_short(grown));
-    if grown >= NOTEWORTHY && live < grown / 2 {
+    // RSS was last read before the end, and much may be given back at exit.
+    let ended = matches!(
+        report.end,
+        Some(EndReason::TargetExit | EndReason::TargetExec)
+    );
+    if !ended && grown >= NOTEWORTHY && live < grown / 2 {
         let held = match live {
             0 => "none of it".to_owned(),
             _ => format!("only {}", quantity::bytes_short(live)),
