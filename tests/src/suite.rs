@@ -125,14 +125,39 @@ fn missing_compiler(compiler: &str, version: &str, fixture: &str) -> Option<Stri
     (!works && !build::is_built(fixture)).then(|| format!("{compiler} is not installed"))
 }
 
-/// Whether `LEAKTRACE_QUICK` asks for the short scale.
-#[must_use]
-pub fn is_quick() -> bool {
-    std::env::var_os("LEAKTRACE_QUICK").is_some_and(|value| !value.is_empty() && value != "0")
+/// How much work the cases do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scale {
+    /// All of it: minutes a case.
+    Full,
+    /// Seconds a case.
+    Quick,
+    /// In an emulated machine, which is 10 to 20 times slower.
+    Guest,
 }
 
-/// `quick` under `LEAKTRACE_QUICK`, else `full`.
+/// What `LEAKTRACE_SCALE` asks for.
+fn scale() -> Scale {
+    match std::env::var("LEAKTRACE_SCALE").as_deref() {
+        Ok("quick") => Scale::Quick,
+        Ok("guest") => Scale::Guest,
+        _ => Scale::Full,
+    }
+}
+
+/// Whether the cases run in an emulated machine.
 #[must_use]
-pub fn scaled<T>(full: T, quick: T) -> T {
-    if is_quick() { quick } else { full }
+pub fn is_emulated() -> bool {
+    scale() == Scale::Guest
+}
+
+/// An amount of work, never of exactness: `full`, or `quick` where a short run is
+/// asked for, and a tenth of that in an emulated machine.
+#[must_use]
+pub fn scaled(full: u64, quick: u64) -> u64 {
+    match scale() {
+        Scale::Full => full,
+        Scale::Quick => quick,
+        Scale::Guest => (quick / 10).max(2),
+    }
 }

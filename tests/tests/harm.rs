@@ -58,7 +58,7 @@ fn lives(
     let tracer = tracer::Start::attach(fixture.pid())?
         .without_features(disabled_features)
         .attached()?;
-    let until = Instant::now() + scaled(Duration::from_secs(10), Duration::from_secs(2));
+    let until = Instant::now() + Duration::from_secs(scaled(10, 2));
     let mut rounds = 0;
     while Instant::now() < until {
         fixture.tell("work")?;
