@@ -159,8 +159,11 @@ fn directory() -> Result<PathBuf> {
 }
 
 fn library(name: &str) -> Result<PathBuf> {
-    let library = directory()?.join(format!("lib{name}.so"));
-    let flags = ["-shared", "-fPIC", "-ftls-model=initial-exec"].map(String::from);
+    let file = format!("lib{name}.so");
+    let library = directory()?.join(&file);
+    // Without a name of its own it would be looked for where it was built.
+    let named = format!("-Wl,-soname,{file}");
+    let flags = ["-shared", "-fPIC", "-ftls-model=initial-exec", &named].map(String::from);
     compile(&sources().join(format!("{name}.c")), &library, &flags)?;
     Ok(library)
 }

@@ -31,12 +31,17 @@ pub enum Need {
 pub struct Case {
     name: &'static str,
     needs: &'static [Need],
-    run: fn() -> Result<()>,
+    run: Box<dyn Fn() -> Result<()> + Send>,
 }
 
 /// A case called `name` that runs where all of `needs` are met.
 #[must_use]
-pub fn case(name: &'static str, needs: &'static [Need], run: fn() -> Result<()>) -> Case {
+pub fn case(
+    name: &'static str,
+    needs: &'static [Need],
+    run: impl Fn() -> Result<()> + Send + 'static,
+) -> Case {
+    let run = Box::new(run);
     Case { name, needs, run }
 }
 

@@ -51,7 +51,10 @@ fn room(calls: u64) -> String {
 fn mixed(threads: u64, calls: u64, disabled_features: &str) -> Result<()> {
     let each = calls / threads;
     let arguments = [threads.to_string(), "500".into(), room(each)];
-    let mut fixture = Start::new("mixed", &arguments)?.with_ledger()?.start()?;
+    let mut fixture = Start::new("mixed", &arguments)?
+        .with_ledger()?
+        .nice()
+        .start()?;
     let tracer = tracer::Start::attach(fixture.pid())?
         .without_features(disabled_features)
         .attached()?;

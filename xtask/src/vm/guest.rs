@@ -82,6 +82,12 @@ impl Guest {
         name
     }
 
+    /// Whether it is there for what programs do to each other: another machine
+    /// shows what its kernel can do.
+    pub fn is_for_races(&self) -> bool {
+        self.preemption.is_some() || self.processors > 1
+    }
+
     /// How often a failure is not yet believed: emulated machines with several
     /// processors panic about once in 80 boots, whatever runs there.
     pub fn retries(&self) -> u32 {
