@@ -35,7 +35,8 @@ pub struct Control {
 
 /// Where the kernel puts the trampoline unless that page is taken: the last
 /// page of the user address space on x86_64 (`xol_add_vma` in
-/// `kernel/events/uprobes.c`).
+/// `kernel/events/uprobes.c`) with page tables of four levels. With five it is
+/// found only by looking.
 pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
 
 const _: () = assert!(size_of::<Control>() == 48);
