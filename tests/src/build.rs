@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     process::Command,
-    time::SystemTime,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -234,7 +233,7 @@ fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
 }
 
 /// Whether `program` is newer than everything it may be made of (all sources:
-/// they are few).
+/// they are few) and this file, which says how.
 fn is_fresh(program: &Path) -> Result<bool> {
     let Ok(built) = fs::metadata(program).and_then(|metadata| metadata.modified()) else {
         return Ok(false);
@@ -242,7 +241,8 @@ fn is_fresh(program: &Path) -> Result<bool> {
     if prebuilt().is_some() {
         return Ok(true);
     }
-    let mut newest = SystemTime::UNIX_EPOCH;
+    let how = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/build.rs");
+    let mut newest = fs::metadata(how)?.modified()?;
     for entry in fs::read_dir(sources()).context("listing the fixtures' sources")? {
         newest = newest.max(entry?.metadata()?.modified()?);
     }
