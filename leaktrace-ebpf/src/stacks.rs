@@ -72,6 +72,11 @@ const WINDOW_BYTES: u64 = 8 * WINDOW_WORDS as u64;
 /// A saved frame pointer with the return address above it.
 const FRAME_BYTES: u64 = 16;
 
+/// Frames that begin before this are whole in a window of so many bytes.
+const fn end_of(bytes: u64) -> u64 {
+    bytes - FRAME_BYTES + 1
+}
+
 macro_rules! field {
     ($window:expr, $name:ident) => {
         // The record is a value of the map and stays there while its thread runs
@@ -86,7 +91,7 @@ impl Window {
         let window = Self(record);
         // SAFETY: pointers into the record.
         unsafe {
-            field!(window, window_size).write_volatile(0);
+            field!(window, window_end).write_volatile(0);
             field!(window, window_failed).write_volatile(0);
         }
         window
@@ -96,14 +101,16 @@ impl Window {
     #[inline(always)]
     fn frame(self, address: u64) -> Option<(u64, u64)> {
         // SAFETY: pointers into the record.
-        let (start, size) = unsafe {
+        let (start, end) = unsafe {
             (
                 field!(self, window_start).read_volatile(),
-                field!(self, window_size).read_volatile(),
+                field!(self, window_end).read_volatile(),
             )
         };
         let mut offset = address.wrapping_sub(start);
-        if offset >= WINDOW_BYTES || offset + FRAME_BYTES > size {
+        // The offset itself is compared, not a sum with it: the verifier of 6.12.107
+        // loses the bounds of one when it learns those of the other.
+        if offset >= WINDOW_BYTES || offset >= end {
             if !self.fill(address) {
                 return None;
             }
@@ -129,12 +136,12 @@ impl Window {
             field!(self, window_start).write_volatile(address);
             if field!(self, window_failed).read_volatile() == 0 {
                 if user_memory::copy(words, WINDOW_BYTES as usize, address) {
-                    field!(self, window_size).write_volatile(WINDOW_BYTES);
+                    field!(self, window_end).write_volatile(end_of(WINDOW_BYTES));
                     return true;
                 }
                 field!(self, window_failed).write_volatile(1);
             }
-            field!(self, window_size).write_volatile(FRAME_BYTES);
+            field!(self, window_end).write_volatile(end_of(FRAME_BYTES));
             user_memory::copy(words, FRAME_BYTES as usize, address)
         }
     }
