@@ -83,11 +83,7 @@ pub fn is_built(name: &str) -> bool {
 /// When it does not compile.
 pub fn static_fixture(name: &str) -> Result<PathBuf> {
     let program = directory()?.join(format!("{name}-static"));
-    compile(
-        &sources().join(format!("{name}.c")),
-        &program,
-        &["-static".into()],
-    )?;
+    compile(&fixture_source(name), &program, &["-static".into()])?;
     Ok(program)
 }
 
@@ -97,11 +93,7 @@ pub fn static_fixture(name: &str) -> Result<PathBuf> {
 /// When it does not compile.
 pub fn fixture_32_bit(name: &str) -> Result<PathBuf> {
     let program = directory()?.join(format!("{name}-32"));
-    compile(
-        &sources().join(format!("{name}.c")),
-        &program,
-        &["-m32".into()],
-    )?;
+    compile(&fixture_source(name), &program, &["-m32".into()])?;
     Ok(program)
 }
 
@@ -120,6 +112,11 @@ pub fn can_make_32_bit() -> Result<bool> {
         .arg(&source)
         .output();
     Ok(output.is_ok_and(|output| output.status.success()))
+}
+
+/// The source of C fixture `name`.
+pub(crate) fn fixture_source(name: &str) -> PathBuf {
+    sources().join(format!("{name}.c"))
 }
 
 fn sources() -> PathBuf {
@@ -147,7 +144,8 @@ fn prebuilt() -> Option<PathBuf> {
     (!directory.is_empty()).then(|| directory.into())
 }
 
-fn directory() -> Result<PathBuf> {
+/// Where built fixtures lie.
+pub(crate) fn directory() -> Result<PathBuf> {
     if let Some(directory) = prebuilt() {
         return Ok(directory);
     }
@@ -158,24 +156,49 @@ fn directory() -> Result<PathBuf> {
 }
 
 fn library(name: &str) -> Result<PathBuf> {
-    let file = format!("lib{name}.so");
-    let library = directory()?.join(&file);
-    // Without a name of its own it would be looked for where it was built.
-    let named = format!("-Wl,-soname,{file}");
-    let flags = ["-shared", "-fPIC", "-ftls-model=initial-exec", &named].map(String::from);
-    compile(&sources().join(format!("{name}.c")), &library, &flags)?;
+    let library = directory()?.join(format!("lib{name}.so"));
+    let source = fixture_source(name);
+    compile(&source, &library, &library_flags(name))?;
     Ok(library)
 }
 
+/// Flags that make `libNAME.so`. Without a name of its own it would be looked for
+/// where it was built.
+pub(crate) fn library_flags(name: &str) -> Vec<String> {
+    let named = format!("-Wl,-soname,lib{name}.so");
+    ["-shared", "-fPIC", "-ftls-model=initial-exec", &named]
+        .map(String::from)
+        .into()
+}
+
 /// Flags that link a library which will lie beside the program.
-fn with_library(library: &Path) -> Vec<String> {
+pub(crate) fn with_library(library: &Path) -> Vec<String> {
     vec![
         library.display().to_string(),
         "-Wl,-rpath,$ORIGIN".to_owned(),
     ]
 }
 
-fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
+/// Compiles `source` with the usual compiler of its language.
+pub(crate) fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
+    let extension = source.extension().and_then(|extension| extension.to_str());
+    let compiler = match extension {
+        Some("c") => "gcc",
+        Some("cpp") => "g++",
+        Some("rs") => "rustc",
+        Some("go") => "go",
+        _ => bail!("don't know how to build {}", source.display()),
+    };
+    compile_with(compiler, source, program, more)
+}
+
+/// Compiles `source`, if need be; `more` is for compilers of C and C++.
+pub(crate) fn compile_with(
+    compiler: &str,
+    source: &Path,
+    program: &Path,
+    more: &[String],
+) -> Result<()> {
     if is_fresh(program)? {
         return Ok(());
     }
@@ -184,23 +207,12 @@ fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
         "{} was not built beforehand",
         program.display()
     );
-    let extension = source.extension().and_then(|extension| extension.to_str());
     // Under a name of its own first: a build that is interrupted leaves nothing
     // that looks ready.
     let unfinished = program.with_extension(format!("{}.tmp", std::process::id()));
-    let mut command = match extension {
-        Some("c" | "cpp") => {
-            let mut command = Command::new(if extension == Some("c") { "gcc" } else { "g++" });
-            command
-                .args(C_FLAGS)
-                .arg("-o")
-                .arg(&unfinished)
-                .arg(source)
-                .args(more);
-            command
-        }
-        Some("rs") => {
-            let mut command = Command::new("rustc");
+    let mut command = Command::new(compiler);
+    match compiler {
+        "rustc" => {
             command.args([
                 "--edition=2024",
                 "-Copt-level=2",
@@ -208,17 +220,17 @@ fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
                 "-Cforce-frame-pointers=yes",
             ]);
             command.arg("-o").arg(&unfinished).arg(source);
-            command
         }
-        Some("go") => {
-            let mut command = Command::new("go");
+        "go" => {
             command.args(["build", "-o"]).arg(&unfinished).arg(source);
             command.env("CGO_ENABLED", "1").env("GO111MODULE", "off");
             command.env("GOCACHE", directory()?.join("go-cache"));
-            command
         }
-        _ => bail!("don't know how to build {}", source.display()),
-    };
+        _ => {
+            command.args(C_FLAGS).arg("-o").arg(&unfinished).arg(source);
+            command.args(more);
+        }
+    }
     let output = command
         .output()
         .with_context(|| format!("starting {command:?}"))?;

@@ -15,3 +15,4 @@ pub mod replay;
 pub mod report;
 pub mod suite;
 pub mod tracer;
+pub mod userspaces;

@@ -11,6 +11,7 @@ mod rust_src;
 mod rustc_wrapper;
 mod tests;
 mod toolchain;
+mod userspaces;
 mod vm;
 
 use std::process::ExitCode;

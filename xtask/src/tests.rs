@@ -17,7 +17,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 
-use crate::{packages, process, project, toolchain};
+use crate::{packages, process, project, toolchain, userspaces};
 use binaries::Binary;
 use tally::Tally;
 
@@ -67,7 +67,7 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// Compilers for fixtures. Without one, its fixtures' tests say that they did
+/// Compilers and libraries for fixtures. Without one, its fixtures' tests say that they did
 /// not run, so a failure here is only said.
 pub fn install_compilers() {
     let purpose = "the tests' fixtures";
@@ -80,12 +80,14 @@ pub fn install_compilers() {
         ("g++", process::exists("g++")),
         ("golang-go", process::exists("go")),
         ("gcc-multilib", has_32_bit()),
+        ("musl-tools", process::exists("musl-gcc")),
     ];
     for (package, is_there) in wanted {
         if !is_there && let Err(error) = packages::install(&[package], purpose) {
             process::say(&format!("going on without {package}: {error:#}"));
         }
     }
+    userspaces::fetch();
 }
 
 /// Builds leaktrace as it is shipped; returns the binary's path.

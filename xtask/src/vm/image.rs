@@ -20,6 +20,12 @@ pub const FIXTURES: &str = "/fixtures";
 /// Where the guest finds leaktrace.
 pub const LEAKTRACE: &str = "/usr/bin/leaktrace";
 
+/// What lies among the fixtures and is none.
+const GO_CACHE: &str = "go-cache";
+
+/// The loader of programs that are linked with musl, which ldd does not name.
+const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
+
 /// Programs that tests start by name.
 const APPLETS: [&str; 8] = [
     "sh", "true", "false", "sleep", "cat", "env", "chroot", "uname",
@@ -69,7 +75,7 @@ pub fn build(dir: &Path) -> Result<PathBuf> {
             .with_context(|| format!("no test program is called {name}"))?;
         root.add_stripped(&program.path, &format!("{TESTS}/{name}"))?;
     }
-    root.add_fixtures(&project::target_dir().join("fixtures"))?;
+    root.add_fixtures(&project::target_dir().join("fixtures"), FIXTURES)?;
     root.add_system()?;
     let image = dir.join("root.ext4");
     root.pack(&image)?;
@@ -124,15 +130,18 @@ impl Root {
         process::run(Command::new("strip").arg("--strip-debug").arg(place))
     }
 
-    /// Adds every fixture that was built. Libraries lie beside their programs.
-    fn add_fixtures(&self, dir: &Path) -> Result<()> {
+    /// Adds every fixture that was built, with the libraries beside it.
+    fn add_fixtures(&self, dir: &Path, to: &str) -> Result<()> {
         let entries =
             fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?;
         for entry in entries {
             let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let place = format!("{to}/{name}");
             if path.is_file() {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                self.add(&path, &format!("{FIXTURES}/{name}"))?;
+                self.add(&path, &place)?;
+            } else if name != GO_CACHE {
+                self.add_fixtures(&path, &place)?;
             }
         }
         Ok(())
@@ -145,6 +154,9 @@ impl Root {
         for applet in APPLETS {
             symlink("busybox", self.place(&format!("/bin/{applet}"))?)
                 .with_context(|| format!("cannot make the guests' {applet}"))?;
+        }
+        if Path::new(MUSL).is_file() {
+            self.copy(Path::new(MUSL), MUSL)?;
         }
         for dir in ["proc", "sys", "dev", "tmp", "run", "root"] {
             self.place(&format!("/{dir}/x"))?;

@@ -14,7 +14,7 @@ struct Suite {
 /// Attaching takes seconds in a guest, so cases are left out whose point is made
 /// by another one. The fallbacks for older kernels are among them: older kernels
 /// are here, and newer ones take no fallback by themselves.
-const SUITES: [Suite; 5] = [
+const SUITES: [Suite; 6] = [
     Suite {
         program: "exactness",
         skipped: &[
@@ -52,6 +52,11 @@ const SUITES: [Suite; 5] = [
         program: "edges",
         skipped: &["perf_links"],
         for_races: true,
+    },
+    Suite {
+        program: "userspaces",
+        skipped: &[],
+        for_races: false,
     },
     Suite {
         program: "harm",
