@@ -12,6 +12,7 @@ mod guest;
 mod image;
 mod kernel;
 mod machine;
+mod readme;
 mod suites;
 mod table;
 mod verdict;
@@ -42,6 +43,9 @@ pub struct Options {
     /// Keep the images and every guest's console, not only those of failures.
     #[arg(long)]
     keep: bool,
+    /// Write the table of kernels into README.md.
+    #[arg(long, conflicts_with_all = ["kernels", "filter"])]
+    bless_readme: bool,
 }
 
 /// Boots every guest, prints the table, and says whether all that ran is well.
@@ -70,6 +74,9 @@ pub fn run(options: &Options) -> Result<bool> {
         fs::remove_file(&image).context("cannot remove the guests' image")?;
     }
     print!("\n{}", table::text(&rows));
+    if options.bless_readme {
+        readme::bless(&rows)?;
+    }
     Ok(!rows.iter().any(Row::has_failed))
 }
 

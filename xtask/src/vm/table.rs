@@ -2,12 +2,14 @@
 
 use super::guest::Guest;
 use super::kernel::Kernel;
-use super::verdict::Verdict;
+use super::verdict::{Feature, Verdict};
 
 /// What became of a guest.
 pub struct Row {
     /// Its name.
     pub name: String,
+    /// Whether nothing is special about it but its kernel.
+    pub is_plain: bool,
     outcome: Outcome,
 }
 
@@ -26,6 +28,7 @@ impl Row {
     pub fn not_run(guest: &Guest, reason: &str) -> Self {
         Self {
             name: guest.name(),
+            is_plain: !guest.is_for_races(),
             outcome: Outcome::NotRun(reason.to_owned()),
         }
     }
@@ -35,6 +38,7 @@ impl Row {
         let preemption = verdict.facts.preemption.clone();
         Self {
             name: guest.name(),
+            is_plain: !guest.is_for_races(),
             outcome: Outcome::Ran {
                 release: kernel.release.clone(),
                 preemption: preemption.unwrap_or_else(|| kernel.preemption.clone()),
@@ -49,8 +53,17 @@ impl Row {
         matches!(&self.outcome, Outcome::Ran { verdict, .. } if verdict.has_failed())
     }
 
+    /// What its kernel lacks.
+    pub fn missing(&self) -> impl Iterator<Item = &Feature> {
+        let facts = match &self.outcome {
+            Outcome::NotRun(_) => None,
+            Outcome::Ran { verdict, .. } => Some(&verdict.facts),
+        };
+        facts.into_iter().flat_map(|facts| facts.missing())
+    }
+
     /// The table's cells, below [`HEADER`].
-    fn cells(&self) -> [String; 8] {
+    pub fn cells(&self) -> [String; 8] {
         match &self.outcome {
             Outcome::NotRun(reason) => {
                 let mut cells = [const { String::new() }; 8];
@@ -84,7 +97,8 @@ impl Row {
     }
 }
 
-const HEADER: [&str; 8] = [
+/// What the columns are.
+pub const HEADER: [&str; 8] = [
     "guest",
     "kernel",
     "preemption",
@@ -116,8 +130,8 @@ pub fn text(rows: &[Row]) -> String {
         for (name, reason) in &verdict.tally.not_run {
             lines.push(format!("not run: {name}: {reason}"));
         }
-        for feature in verdict.facts.missing() {
-            let instead = feature.instead.as_deref().unwrap_or("does without");
+        for feature in row.missing() {
+            let instead = feature.instead.as_deref().unwrap_or("not needed");
             lines.push(format!("no {}: {instead}", feature.name));
         }
         if !lines.is_empty() {

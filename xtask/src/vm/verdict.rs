@@ -196,9 +196,10 @@ impl Facts {
             .max_by_key(|program| program.verified)
     }
 
-    /// What the kernel lacks.
+    /// What the kernel lacks, or has but not together with what it needs.
     pub fn missing(&self) -> impl Iterator<Item = &Feature> {
-        self.features.iter().filter(|feature| !feature.available)
+        let is_missing = |feature: &&Feature| !feature.available || feature.instead.is_some();
+        self.features.iter().filter(is_missing)
     }
 }
 
