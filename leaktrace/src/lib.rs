@@ -8,6 +8,7 @@ pub mod cli;
 pub mod doctor;
 pub mod elf;
 pub mod exit;
+pub mod file_map;
 pub mod host;
 pub mod launch;
 pub mod model;

@@ -11,6 +11,7 @@ use crate::{
     model::{SortKey, Weight},
     output::destination::Destination,
     session::{Brake, Launch, TraceOptions},
+    symbolize,
     target::select::Selector,
 };
 
@@ -53,6 +54,9 @@ pub enum Command {
         /// Also look at this process
         pid: Option<u32>,
     },
+    /// What leaktrace starts to read files that may be broken
+    #[command(name = symbolize::READER, hide = true)]
+    ReadSymbols,
 }
 
 #[derive(Debug, Args)]

@@ -20,7 +20,7 @@ use object::elf::EM_X86_64;
 use super::{command::Command, ld_cache::LdCache};
 use crate::{
     elf::{ElfError, ElfFile, Linkage},
-    target::mapped_file::map_for_reading,
+    file_map,
 };
 
 /// What a command will map.
@@ -245,7 +245,7 @@ impl Object {
                 "it is no regular file",
             )));
         }
-        let bytes = map_for_reading(&file).map_err(ReadError::Io)?;
+        let bytes = file_map::map(&file).map_err(ReadError::Io)?;
         let elf = ElfFile::parse(&bytes).map_err(ReadError::Elf)?;
         if elf.machine() != EM_X86_64 {
             return Err(ReadError::Elf(ElfError::Damaged(

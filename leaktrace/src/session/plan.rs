@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     allocator::{self, WatchedFunction},
     bpf::{PlannedFile, PlannedProbe},
+    file_map,
     model::WatchedFileInfo,
     probe_site::KernelAbility,
     target::{
@@ -63,7 +64,16 @@ impl Plan {
                 return Ok(());
             }
         };
-        let watched = match allocator::discover(&bytes, ability) {
+        let missing_before = file_map::cut_short();
+        let discovered = allocator::discover(&bytes, ability);
+        if file_map::cut_short() > missing_before {
+            self.problems.push(format!(
+                "{} was cut short while it was read, so it is not watched",
+                file.path().display()
+            ));
+            return Ok(());
+        }
+        let watched = match discovered {
             Ok(Some(watched)) => watched,
             Ok(None) => return Ok(()),
             // Mapped for execution, but no ELF file: a JIT's, most likely.

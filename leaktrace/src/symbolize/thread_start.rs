@@ -1,6 +1,6 @@
 //! Where threads begin.
 
-use crate::model::Frame;
+use super::protocol::Function;
 
 /// Functions that nothing called: the kernel enters them, or they switch to a
 /// new thread's stack. Names of glibc and musl; some are internal, and a libc
@@ -29,9 +29,9 @@ const EXITS: [&[u8]; 3] = [
 /// the C library: `_start` is some 40 bytes long.
 const ENTRY_CODE: u64 = 64;
 
-/// Whether a stack whose outermost frame this is begins where its thread did,
+/// Whether a stack whose outermost function this is begins where its thread did,
 /// as far as names tell.
-pub fn is_thread_start(outermost: &Frame) -> bool {
+pub fn is_thread_start(outermost: &Function) -> bool {
     !outermost.inlined
         && outermost
             .symbol
