@@ -33,6 +33,8 @@ pub struct Report {
     pub totals: Totals,
     /// Every site.
     pub stacks: Vec<Stack>,
+    /// Sentences about how far it can be trusted.
+    pub notes: Vec<String>,
 }
 
 /// Who was traced.
@@ -104,6 +106,8 @@ pub struct Frame {
     pub symbol: Option<String>,
     /// The file it is in.
     pub module: Option<String>,
+    /// Line in its source file.
+    pub line: Option<u64>,
     /// Inlined into the next frame.
     pub inlined: bool,
     /// `allocator` or `program`.

@@ -371,7 +371,7 @@ impl Symbolizer {
         };
         known.trust = trust;
         let why = match failure {
-            Failure::Died => "being broken",
+            Failure::Died => "being broken or too much",
             Failure::Late => "taking too long to read",
         };
         add_note(

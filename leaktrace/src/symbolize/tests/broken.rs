@@ -223,7 +223,7 @@ fn is_named_without_debug_information(
     assert_eq!(
         symbolizer.notes(),
         [format!(
-            "The debug information of {} can't be used, being broken: its functions are named \
+            "The debug information of {} can't be used, being broken or too much: its functions are named \
              from its symbol table, without source lines.",
             program.display()
         )]
