@@ -111,10 +111,53 @@ pub struct WatchedFileInfo {
 pub struct FeatureInfo {
     /// Its name, as `LEAKTRACE_DISABLE_FEATURES` takes it.
     pub name: &'static str,
+    /// The kernel that brought it.
+    pub since: &'static str,
+    /// The option that a kernel is to be built with for it.
+    pub config: Option<&'static str>,
     /// Whether the kernel has it.
     pub available: bool,
     /// Whether it is used (it may be available and switched off).
     pub used: bool,
+    /// What leaktrace does without it.
+    pub without: Without,
+    /// Why it can't be used, if it can't.
+    pub why_not: Option<WhyNot>,
+}
+
+impl FeatureInfo {
+    /// What is done now since it is not used.
+    #[must_use]
+    pub fn instead(&self) -> Option<&'static str> {
+        match self.without {
+            Without::Instead(what) if !self.used => Some(what),
+            _ => None,
+        }
+    }
+}
+
+/// Why a feature can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// The kernel does not have it.
+    Missing,
+    /// It was asked to do without.
+    SwitchedOff,
+    /// The kernel has it, and it does not work.
+    Broken,
+    /// It is used only together with this one, which can't be used.
+    Without(&'static str),
+}
+
+/// What leaktrace does without a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Without {
+    /// This instead.
+    Instead(&'static str),
+    /// Nothing: it needs it. What the kernel lacks then.
+    Impossible(&'static str),
+    /// All that it does: nothing uses it yet.
+    Unneeded,
 }
 
 /// Why a trace ended.

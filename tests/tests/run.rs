@@ -22,11 +22,8 @@ fn main() -> ExitCode {
             C,
             constructors,
         ),
-        case(
-            "constructors_are_seen_with_perf_links",
-            C,
-            constructors_perf,
-        ),
+        case("constructors_are_seen", C, constructors).without("uprobe_multi"),
+        case("constructors_are_seen", C, constructors).without_all(),
         case("exit_status_is_the_commands", C, exit_status),
         case("death_by_signal_is_128_and_more", C, death_by_signal),
         case("stdin_and_stdout_pass_through", C, pass_through),
@@ -71,14 +68,6 @@ fn check(ended: &Ended) -> Result<()> {
 /// exactly, with symbols although the process has ended.
 fn constructors() -> Result<()> {
     let ended = run(&[])?;
-    ended.expect_status(0)?;
-    check(&ended)
-}
-
-fn constructors_perf() -> Result<()> {
-    let ended = Start::run(&[], &command(&[])?)?
-        .without_features("uprobe_multi")
-        .ended()?;
     ended.expect_status(0)?;
     check(&ended)
 }

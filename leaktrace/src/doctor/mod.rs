@@ -92,7 +92,7 @@ impl Check {
 pub fn print(pid: Option<u32>) -> Result<exit::Outcome> {
     let mut checks = host_checks();
     if Privilege::current().missing().is_empty() {
-        checks.extend(feature_checks(&Features::from_environment().list()));
+        checks.extend(feature_checks(&Features::from_environment()?.list()));
     } else {
         // The kernel would answer that it has none.
         checks.push(Check::warning(

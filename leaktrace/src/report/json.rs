@@ -20,7 +20,7 @@
 //! | `disabled_ns`, `disabled_uncertainty_ns` | likewise, when events ceased to count; `null` while they do |
 //! | `end` | `null` while tracing, else `reason`: `duration`, `signal` (with `signal`), `target_exit`, `target_exec`, `output_closed` or `overhead` (with `cost` and `limit`, shares of the target's CPU time) |
 //! | `options` | options that shape the report, name to value; one given several times has its values joined by `, ` |
-//! | `features` | name to `available` and `used` |
+//! | `features` | name to `available`, `used`, and what is done `instead` (`null` where it is used, or nothing uses it yet) |
 //! | `watched` | list of `path`, `build_id`, `functions` |
 //! | `counters` | every counter by its name |
 //! | `nested_calls` | list of `outer`, `inner` (`alloc`, `alloc_array`, `realloc`, `realloc_array`, `alloc_out`, `free`), `count`: allocator calls made inside others, counted as part of the outer one; only those that occurred |
@@ -121,6 +121,7 @@ struct End {
 struct Feature {
     available: bool,
     used: bool,
+    instead: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -376,6 +377,7 @@ fn feature(feature: &FeatureInfo) -> (&'static str, Feature) {
         Feature {
             available: feature.available,
             used: feature.used,
+            instead: feature.instead(),
         },
     )
 }

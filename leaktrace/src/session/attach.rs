@@ -13,7 +13,7 @@ use super::{
     start::{self, Subject, Workbench},
 };
 use crate::{
-    bpf::{Scope, return_probes_keep_shadow_stack},
+    bpf::{Feature, Scope},
     exit::Outcome,
     host::priority,
     say,
@@ -35,7 +35,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let plan = plan(&process, &workbench, &mut notes)?;
     start::explain(&plan, options);
     let kind = workbench.calibration.link_kind;
-    if process.has_shadow_stack() && !return_probes_keep_shadow_stack() {
+    if process.has_shadow_stack() && !workbench.features.has(Feature::ReturnsKeepShadowStack) {
         bail!(
             "not attached: {} runs with a user shadow stack, and return probes of this kernel do \
              not keep that right, so the process would die (Linux 6.11 does; update the kernel). \

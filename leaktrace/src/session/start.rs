@@ -28,9 +28,8 @@ use super::{
 use crate::{
     aggregate::Aggregator,
     allocator,
-    bpf::{Attachment, Feature, Features, Maps, Program, Scope, Tracer},
+    bpf::{Attachment, Feature, Features, LinkKind, Maps, Program, Scope, Tracer},
     exit::Outcome,
-    host::tracefs,
     model::{Edge, EndReason, TraceInfo},
     output::{
         Outputs, destination::Target, directory::Directory, owner::Owner, screen::Screen, stream,
@@ -60,7 +59,8 @@ impl Workbench {
     /// # Errors
     /// When the kernel can't or won't, or there is too little memory.
     pub fn set_up(options: &TraceOptions, shadow_stack: bool, progress: &Progress) -> Result<Self> {
-        let features = Features::from_environment();
+        let mut features = Features::from_environment()?;
+        features.check_essential()?;
         let map_memory = check_memory(options, &features)?;
         let ability = KernelAbility {
             nops: if features.has(Feature::LongNopEmulated) {
@@ -70,10 +70,6 @@ impl Workbench {
             },
             shadow_stack,
         };
-        // Old kernels set uprobes through tracefs alone.
-        if !Path::new("/sys/bus/event_source/devices/uprobe").exists() {
-            tracefs::ensure()?;
-        }
         let program = if options.empty_programs {
             Program::Empty
         } else {
@@ -83,6 +79,9 @@ impl Workbench {
         let tracer = Tracer::load(&options.object, &options.limits, &features)?;
         progress.phase("measuring what a probe costs");
         let calibration = calibration::calibrate(&options.object, &features, ability, program)?;
+        if calibration.link_kind == LinkKind::Perf {
+            features.give_up(Feature::UprobeMulti);
+        }
         Ok(Self {
             features,
             ability,
@@ -111,6 +110,7 @@ impl Workbench {
         maps.control().set_sizes(options.sizes.0, options.sizes.1);
         self.tracer.attach_thread_events()?;
         let kind = self.calibration.link_kind;
+        self.tracer.count_unseen_vforks(kind, scope)?;
         let attachment = self
             .tracer
             .attach(kind, &plan.files, self.program, scope, 0)?;

@@ -210,6 +210,7 @@ impl Watch {
         maps.control().set_target(self.process.pid(), true);
         let generation = u8::from(self.tracer.has_cookies());
         let kind = self.attachment.kind;
+        self.tracer.count_unseen_vforks(kind, Scope::Everyone)?;
         let unbound = self.tracer.attach(
             kind,
             &self.plan.files,

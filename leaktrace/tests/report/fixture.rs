@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use leaktrace::model::{
     Completeness, Edge, EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo,
-    Report, Site, SortKey, Sums, TraceInfo, WatchedFileInfo,
+    Report, Site, SortKey, Sums, TraceInfo, WatchedFileInfo, WhyNot, Without,
 };
 use leaktrace_common::{
     counter::{Counter, CounterBlock},
@@ -269,11 +269,26 @@ pub fn bare() -> Report {
                     .into(),
             }],
             options: vec![("top".to_owned(), "10".to_owned())],
-            features: vec![FeatureInfo {
-                name: "uprobe-multi",
-                available: true,
-                used: true,
-            }],
+            features: vec![
+                FeatureInfo {
+                    name: "uprobe_multi",
+                    since: "6.6",
+                    config: None,
+                    available: true,
+                    used: true,
+                    without: Without::Instead("one perf event a probe"),
+                    why_not: None,
+                },
+                FeatureInfo {
+                    name: "long_nop_emulated",
+                    since: "6.18",
+                    config: None,
+                    available: false,
+                    used: false,
+                    without: Without::Instead("probes go on other instructions"),
+                    why_not: Some(WhyNot::Missing),
+                },
+            ],
             from_start: false,
             sort: SortKey::LiveBytes,
             pair_cost: Some(Duration::from_nanos(1_420)),
