@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use super::Check;
+use super::{AS_ROOT, Check};
 use crate::{
     host::{
         privilege::{Lockdown, Privilege},
@@ -122,7 +122,7 @@ fn privileges(privilege: &Privilege) -> Check {
         (false, false) => Check::failed(
             "privileges",
             format!("an ordinary user, without {missing}"),
-            "sudo leaktrace doctor",
+            AS_ROOT,
         ),
     }
 }
@@ -185,8 +185,8 @@ fn perf_event_paranoid(privilege: &Privilege) -> Check {
     } else {
         Check::failed(
             NAME,
-            format!("{value}: no probes without CAP_PERFMON, whatever the value"),
-            "sudo leaktrace doctor",
+            format!("{value}; CAP_PERFMON is missing, without which no value is enough"),
+            AS_ROOT,
         )
     }
 }
@@ -208,8 +208,8 @@ fn unprivileged_bpf(privilege: &Privilege) -> Check {
     } else {
         Check::failed(
             NAME,
-            format!("{value}: tracing programs need CAP_BPF, whatever the value"),
-            "sudo leaktrace doctor",
+            format!("{value}; CAP_BPF is missing, without which no value is enough"),
+            AS_ROOT,
         )
     }
 }

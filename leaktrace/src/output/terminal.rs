@@ -6,9 +6,6 @@ use std::{env, io::IsTerminal as _, os::fd::AsFd};
 const USUAL_COLUMNS: usize = 80;
 /// Width where the output is no terminal: wide enough for most stacks.
 const FILE_COLUMNS: usize = 120;
-/// Narrower than this nothing could be read.
-const LEAST_COLUMNS: usize = 40;
-
 /// What an output can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terminal {
@@ -54,7 +51,7 @@ impl Terminal {
         let refused = variable("NO_COLOR").is_some_and(|value| !value.is_empty())
             || variable("TERM").is_some_and(|term| term == "dumb");
         Self {
-            columns: columns.max(LEAST_COLUMNS),
+            columns,
             colour: is_terminal && !refused,
             is_terminal,
         }
@@ -80,7 +77,7 @@ mod tests {
         assert_eq!(decide(true, 132, &[("COLUMNS", "90")]), (132, true));
         assert_eq!(decide(true, 0, &[("COLUMNS", "90")]), (90, true));
         assert_eq!(decide(true, 0, &[]), (80, true));
-        assert_eq!(decide(true, 3, &[]), (40, true));
+        assert_eq!(decide(true, 30, &[]), (30, true));
     }
 
     #[test]

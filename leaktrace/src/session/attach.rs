@@ -61,21 +61,19 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         progress.phase("counting calls for half a second");
         let (estimate, system_rate) = estimate(&mut workbench, &plan, &process, scope)?;
         own_system_rate = system_rate;
+        if let Brake::Limit(limit) = options.brake
+            && estimate.exceeds(options.brake)
+            && !options.estimate_only
+        {
+            say!("{}", messages::refusal(&process.info(), &estimate, limit));
+            return Ok(Outcome::Refused);
+        }
         say!(
             "{}",
             messages::estimate(&process.info(), &estimate, options.brake)
         );
-        if options.estimate_only {
+        if options.estimate_only || signals.end_requested() {
             return Ok(Outcome::Reported);
-        }
-        if signals.end_requested() {
-            return Ok(Outcome::Reported);
-        }
-        if let Brake::Limit(limit) = options.brake
-            && estimate.exceeds(options.brake)
-        {
-            say!("{}", messages::refusal(&process.info(), &estimate, limit));
-            return Ok(Outcome::Refused);
         }
     }
     // Before events count: stacks need names also when the process ends or

@@ -17,6 +17,7 @@ use crate::{
     host::priority,
     launch::{Child, Command, Inherited, LaunchError, loader, user::User},
     model::EndReason,
+    report::name,
     say,
     target::{Process, mapped_file::MappedFile, mapping_watch::MappingWatch},
 };
@@ -97,6 +98,15 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     if finished.is_ok_and(|it| it.report.end == Some(EndReason::Signal("SIGTSTP"))) {
         // The command was stopped with us; the shell is to see that.
         signals::stop_as_asked();
+    }
+    if child.outcome()?.is_none() {
+        let still = Process::of_child(child.pid(), &path);
+        let name = still.map_or_else(|_| "the command".to_owned(), |it| it.name().to_owned());
+        say!(
+            "{} ({}) goes on untraced; leaktrace waits for its end, to pass its exit status on",
+            name::clean(&name),
+            child.pid()
+        );
     }
     let ended = runtime.block_on(wait(&mut child, &mut signals))?;
     Ok(if refused {

@@ -2,9 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
-use super::brake::{Brake, Estimate};
+use super::{
+    brake::{Brake, Estimate},
+    estimate::COUNTING,
+};
 use crate::{
-    model::{MemorySample, ProcessInfo},
+    model::{MemorySample, NEGLIGIBLE_CPUS, ProcessInfo},
     report::{name, quantity},
 };
 
@@ -16,19 +19,30 @@ pub fn estimate(process: &ProcessInfo, estimate: &Estimate, brake: Brake) -> Str
     let limit = match brake {
         Brake::Off => String::new(),
         Brake::Limit(limit) if estimate.is_negligible(brake) => format!(
-            " (limit {}, but it is under 5 % of one CPU)",
-            quantity::percent_whole(limit)
+            ", which is only {} of one CPU (the limit of {} does not apply under {})",
+            quantity::percent_in_words(estimate.cost_cpus),
+            quantity::percent_whole(limit),
+            quantity::percent_whole(NEGLIGIBLE_CPUS),
         ),
         Brake::Limit(limit) => format!(" (limit {})", quantity::percent_whole(limit)),
     };
-    format!(
-        "{} ({}, up {}): {} allocations/s on {:.1} CPUs; tracing will cost about {} of its CPU{limit}",
+    let who = format!(
+        "{} ({}, up {})",
         name::clean(&process.name),
         process.pid,
-        quantity::duration(up),
+        quantity::duration(up)
+    );
+    let cpus = quantity::cpus(estimate.cpus);
+    if estimate.share == 0.0 {
+        return format!(
+            "{who}: no allocations in {} on {cpus}; tracing costs nothing while that lasts{limit}",
+            quantity::duration(COUNTING)
+        );
+    }
+    format!(
+        "{who}: {} allocations/s on {cpus}; tracing will cost about {} of its CPU{limit}",
         quantity::rate(estimate.alloc_rate),
-        estimate.cpus,
-        quantity::percent(estimate.share),
+        quantity::percent_in_words(estimate.share),
     )
 }
 
@@ -54,9 +68,10 @@ pub fn attached(
     time: &jiff::Zoned,
 ) -> String {
     format!(
-        "attached to {} ({}): {functions} functions in {files} (-v lists them), {}",
+        "attached to {} ({}): {} in {files} (-v lists them), {}",
         process.pid,
         name::clean(&process.name),
+        quantity::things(functions as u64, "function"),
         time.strftime("%Y-%m-%d %H:%M:%S %z"),
     )
 }
