@@ -217,7 +217,9 @@ fn symbol_check(file: &File, pid: u32) -> Check {
     } else {
         ""
     };
-    let hint = || debug_package_hint(Path::new(&file.path), pid);
+    let hint = |symbols: &Symbols| {
+        debug_package_hint(Path::new(&file.path), symbols.build_id.as_deref(), pid)
+    };
     match &file.symbols {
         Err(why) => Check::warning(
             NAME,
@@ -253,7 +255,7 @@ fn symbol_check(file: &File, pid: u32) -> Check {
                     "{path}{replaced}: exported functions only (stripped{})",
                     missing_debug_file(symbols)
                 ),
-                hint(),
+                hint(symbols),
             ),
             Symbols { .. } => Check::warning(
                 NAME,
@@ -261,7 +263,7 @@ fn symbol_check(file: &File, pid: u32) -> Check {
                     "{path}{replaced}: no functions' names (stripped{})",
                     missing_debug_file(symbols)
                 ),
-                hint(),
+                hint(symbols),
             ),
         },
     }

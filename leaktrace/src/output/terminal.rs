@@ -2,6 +2,8 @@
 
 use std::{env, io::IsTerminal as _, os::fd::AsFd};
 
+use crate::report::line::{Line, Look};
+
 /// Width of a terminal that does not tell its own.
 const USUAL_COLUMNS: usize = 80;
 /// Width where the output is no terminal: wide enough for most stacks.
@@ -56,6 +58,26 @@ impl Terminal {
             is_terminal,
         }
     }
+}
+
+/// Breaks each line of `text` between words where stderr's terminal ends; as it
+/// is without a terminal.
+#[must_use]
+pub fn fitted_to_stderr(text: &str) -> String {
+    let terminal = Terminal::of(rustix::stdio::stderr());
+    if !terminal.is_terminal {
+        return text.to_owned();
+    }
+    let mut fitted = String::new();
+    for paragraph in text.lines() {
+        let mut line = Line::default();
+        line.push(Look::Plain, paragraph);
+        for line in line.wrapped(terminal.columns, 2) {
+            line.render(false, &mut fitted);
+        }
+    }
+    fitted.truncate(fitted.trim_end_matches('\n').len());
+    fitted
 }
 
 #[cfg(test)]

@@ -116,11 +116,11 @@ pub fn events(counter: Counter, value: u64) -> String {
     format!("{} {}", grouped(value), counter.text(value))
 }
 
-/// CPUs that are used on average: `3.8 CPUs`, `1.0 CPU`, `under 0.1 CPU`.
+/// CPUs that are used on average: `3.8 CPUs`, `1.0 CPU`, `less than 0.1 CPU`.
 #[must_use]
 pub fn cpus(value: f64) -> String {
     match value {
-        _ if value.is_nan() || value < 0.05 => "under 0.1 CPU".to_owned(),
+        _ if value.is_nan() || value < 0.05 => "less than 0.1 CPU".to_owned(),
         _ if value < 1.05 => format!("{value:.1} CPU"),
         _ => format!("{value:.1} CPUs"),
     }
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(grouped(2_104_377), "2 104 377");
         assert_eq!(things(1, "block"), "1 block");
         assert_eq!(things(52_310, "block"), "52 310 blocks");
-        assert_eq!(cpus(0.0), "under 0.1 CPU");
+        assert_eq!(cpus(0.0), "less than 0.1 CPU");
         assert_eq!(cpus(0.06), "0.1 CPU");
         assert_eq!(cpus(1.04), "1.0 CPU");
         assert_eq!(cpus(3.8), "3.8 CPUs");

@@ -16,6 +16,7 @@ use crate::{
     bpf::{Scope, return_probes_keep_shadow_stack},
     exit::Outcome,
     host::priority,
+    output::terminal::fitted_to_stderr,
     say,
     target::{
         Process, TargetError, cpu::CpuClock, mapped_file, mapping, mapping_watch::MappingWatch,
@@ -68,10 +69,8 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
             say!("{}", messages::refusal(&process.info(), &estimate, limit));
             return Ok(Outcome::Refused);
         }
-        say!(
-            "{}",
-            messages::estimate(&process.info(), &estimate, options.brake)
-        );
+        let said = messages::estimate(&process.info(), &estimate, options.brake);
+        say!("{}", fitted_to_stderr(&said));
         if options.estimate_only || signals.end_requested() {
             return Ok(Outcome::Reported);
         }

@@ -105,6 +105,28 @@ pub fn how_to_end(directory: Option<&Path>, is_command: bool) -> String {
     }
 }
 
+/// Why `run` does not end with its trace.
+pub fn waiting(process: &ProcessInfo) -> String {
+    format!(
+        "{} ({}) goes on untraced; leaktrace waits for its end, to end with its exit status",
+        name::clean(&process.name),
+        process.pid,
+    )
+}
+
+/// That the command was only the way to another program, and how that one is
+/// traced.
+pub fn replaced(first: &str, now: &ProcessInfo) -> String {
+    let exe = now.exe.to_string_lossy();
+    let (first, exe) = (name::clean(first), name::clean(&exe));
+    format!(
+        "The report is about {first} only, which replaced itself by {exe} (exec). To trace that \
+         from its first instruction:  leaktrace run -- {exe} ARGUMENTS\nTo trace it from now on:  \
+         leaktrace attach {}",
+        now.pid,
+    )
+}
+
 /// What the maps may take at worst.
 pub fn map_memory(bytes: u64, blocks: u32) -> String {
     format!(

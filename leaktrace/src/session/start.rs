@@ -33,8 +33,13 @@ use crate::{
     host::tracefs,
     model::{Edge, EndReason, TraceInfo},
     output::{
-        Outputs, destination::Target, directory::Directory, owner::Owner, screen::Screen, stream,
-        terminal::Terminal,
+        Outputs,
+        destination::Target,
+        directory::Directory,
+        owner::Owner,
+        screen::Screen,
+        stream,
+        terminal::{Terminal, fitted_to_stderr},
     },
     probe_site::{KernelAbility, NopAbility},
     report::{export::Format, quantity, summary, summary::SummaryOptions},
@@ -276,7 +281,7 @@ fn greeting(
 fn say_aside(text: String) -> Receiver<()> {
     let (sender, written) = mpsc::channel();
     std::thread::spawn(move || {
-        say!("{text}");
+        say!("{}", fitted_to_stderr(&text));
         let _ = sender.send(());
     });
     written

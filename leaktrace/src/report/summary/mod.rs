@@ -274,7 +274,10 @@ fn sites(report: &Report, page: &mut Page) {
     };
     let title = match (report.site_count, shown) {
         (1, _) => format!("The only site{filter}{growth}:"),
-        (all, shown) if all == shown => format!("All {count} sites{filter}, by {order}{growth}:"),
+        (2, 2) => format!("Both sites{filter}, by {order}{growth}:"),
+        (all, shown) if all == shown => {
+            format!("All {count} sites{filter}, by {order}{growth}:")
+        }
         (_, 1) => format!("The first of {count} sites{filter}, by {order}{growth}:"),
         _ => format!("The first {shown} of {count} sites{filter}, by {order}{growth}:"),
     };

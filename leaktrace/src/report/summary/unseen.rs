@@ -145,7 +145,11 @@ fn nameless_functions(report: &Report, page: &mut Page) {
         module.filter(|module| !module.starts_with('['))
     }
     let mut held: BTreeMap<Option<&str>, u64> = BTreeMap::new();
-    for site in &report.sites {
+    let holding = report
+        .sites
+        .iter()
+        .filter(|site| site.sums.live_bytes() > 0);
+    for site in holding {
         let nameless = site.frames.iter().filter(|frame| frame.symbol.is_none());
         let files: BTreeSet<_> = nameless.map(file).collect();
         for file in files {
