@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         ),
         case("own_failure_is_125", &[Need::Tracing], own_failure),
         case("duration_ends_the_trace_not_the_command", C, duration),
+        case("report_on_stdout_is_printed_once", C, printed_once),
         case("script_for_env_is_traced_as_what_it_names", C, env_script),
         case(
             "command_that_execs_another_is_told_how_to_trace_that",
@@ -225,6 +226,16 @@ fn own_failure() -> Result<()> {
         125,
         "leaktrace: there is no user named `no-such-user-here`; `getent passwd` lists them",
     )
+}
+
+/// With `-o txt:-` the report is the output, and not printed beside it.
+fn printed_once() -> Result<()> {
+    let ended = Start::run(&["-o", "txt:-"], &command(&[])?)?.ended()?;
+    ended.expect_status(0)?;
+    let printed = |text: &str| text.matches("Not seen, or not exactly:").count();
+    let counts = (printed(&ended.stdout), printed(&ended.stderr.join("\n")));
+    ensure!(counts == (1, 0), "{counts:?} times");
+    Ok(())
 }
 
 /// env(1) only finds the interpreter: from the first instruction on it is the
