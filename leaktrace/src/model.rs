@@ -28,10 +28,15 @@ pub struct Report {
     /// What tracing costs: share of the target's CPU time that goes into the
     /// probes (0 to 1); `None` while unknown.
     pub cost: Option<f64>,
+    /// The same as CPUs: CPU time per second that goes into the probes.
+    pub cost_cpus: Option<f64>,
     /// The process's memory at the start.
     pub memory_at_start: MemorySample,
     /// The process's memory now (the last that could be read).
     pub memory: MemorySample,
+    /// When that was, since the start; `None` when it could not be read again
+    /// after the start.
+    pub memory_read: Option<Duration>,
     /// Share of the allocations whose stack is complete, 0 to 1; `None`
     /// without allocations.
     pub complete_share: Option<f64>,
@@ -49,6 +54,9 @@ pub struct Report {
     /// a sentence each.
     pub notes: Vec<String>,
 }
+
+/// Under this many CPUs of cost, [`TraceInfo::cost_limit`] does not apply.
+pub const NEGLIGIBLE_CPUS: f64 = 0.05;
 
 /// Who is traced.
 #[derive(Clone, Debug)]
@@ -82,6 +90,8 @@ pub struct TraceInfo {
     pub from_start: bool,
     /// What sites are ordered by.
     pub sort: SortKey,
+    /// Most that [`Report::cost`] may be; `None` without a limit.
+    pub cost_limit: Option<f64>,
     /// Cost of one allocation with its free, measured on leaktrace itself.
     pub pair_cost: Option<Duration>,
 }
@@ -235,7 +245,7 @@ pub struct Site {
     /// What it allocated and gave back since the start; with filters by age,
     /// live are only the blocks that pass.
     pub sums: Sums,
-    /// Growth of live bytes per minute since the start.
+    /// Growth of live bytes per minute since the start, of blocks of any age.
     pub growth_per_minute: f64,
     /// Age of its oldest live block, when ages are known.
     pub oldest_age: Option<Duration>,
@@ -365,6 +375,30 @@ impl Report {
     #[must_use]
     pub fn inexact(&self) -> u64 {
         self.count(Effect::Inexact)
+    }
+    /// Whether tracing costs more than its limit, but too little of a CPU for
+    /// the limit to apply.
+    #[must_use]
+    pub fn is_cost_negligible(&self) -> bool {
+        let over = self
+            .cost
+            .zip(self.trace.cost_limit)
+            .is_some_and(|(cost, limit)| cost > limit);
+        over && self.cost_cpus.is_some_and(|cpus| cpus <= NEGLIGIBLE_CPUS)
+    }
+    /// Options that choose which blocks are shown by their age, as they are
+    /// given: `--min-age 30s`; empty when there are none.
+    #[must_use]
+    pub fn age_filter(&self) -> String {
+        let ages = self
+            .trace
+            .options
+            .iter()
+            .filter(|(name, _)| ["min-age", "max-age"].contains(&name.as_str()));
+        let texts: Vec<_> = ages
+            .map(|(name, value)| format!("--{name} {value}"))
+            .collect();
+        texts.join(" ")
     }
     /// One counter.
     #[must_use]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::Check;
+use super::{AS_ROOT, Check};
 use crate::{
     bpf::OLDEST_KERNEL,
     host::privilege::{Lockdown, Privilege},
@@ -65,7 +65,7 @@ fn privileges(privilege: &Privilege) -> Check {
         (false, false) => Check::failed(
             "privileges",
             format!("an ordinary user, without {missing}"),
-            "sudo leaktrace doctor",
+            AS_ROOT,
         ),
     }
 }
@@ -131,8 +131,8 @@ fn perf_event_paranoid(privilege: &Privilege) -> Check {
     } else {
         Check::failed(
             NAME,
-            format!("{value}: no probes without CAP_PERFMON, whatever the value"),
-            "sudo leaktrace doctor",
+            format!("{value}; CAP_PERFMON is missing, without which no value is enough"),
+            AS_ROOT,
         )
     }
 }
@@ -154,8 +154,8 @@ fn unprivileged_bpf(privilege: &Privilege) -> Check {
     } else {
         Check::failed(
             NAME,
-            format!("{value}: tracing programs need CAP_BPF, whatever the value"),
-            "sudo leaktrace doctor",
+            format!("{value}; CAP_BPF is missing, without which no value is enough"),
+            AS_ROOT,
         )
     }
 }

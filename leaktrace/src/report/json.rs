@@ -27,15 +27,16 @@
 //! | `totals` | over all stacks, whatever filters by age say: `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`, `freed_blocks`; `lost` events (not 0: all of these are lower bounds), `inexact` events, `exact` (neither occurred), `complete_share` of the allocations have complete stacks |
 //! | `alloc_per_second` | allocations per second, since the report before or, at the end, the start |
 //! | `cost` | share of the target's CPU time that tracing takes |
+//! | `cost_cpus` | CPU time per second that tracing takes of the target |
 //! | `pair_cost_ns` | what one allocation with its free costs, measured at the start |
-//! | `memory` | `at_start` and `now`: `rss_bytes`, `rss_anon_bytes`, `rss_file_bytes`, `rss_shmem_bytes`, `swap_bytes`, `vm_size_bytes`, `threads`, `descriptors`, `cgroup_usage_bytes`, `cgroup_limit_bytes` |
+//! | `memory` | `at_start` and `now`: `rss_bytes`, `rss_anon_bytes`, `rss_file_bytes`, `rss_shmem_bytes`, `swap_bytes`, `vm_size_bytes`, `threads`, `descriptors`, `cgroup_usage_bytes`, `cgroup_limit_bytes`; `read_ns`: when `now` was read, since the start, `null` when not after the start |
 //! | `site_count` | how many stacks pass the filters |
 //! | `notes` | sentences about how far this can be trusted |
 //! | `stacks` | those that pass the filters, in the order asked for |
 //!
 //! A stack: `id` (hexadecimal, stable within one trace), `class` (`heap`),
 //! `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`,
-//! `freed_blocks`, `growth_per_minute` (bytes), `oldest_age_ns`, `complete`,
+//! `freed_blocks`, `growth_per_minute` (bytes; of blocks of any age), `oldest_age_ns`, `complete`,
 //! `end` (`complete`, or why it is not), `frames`.
 //!
 //! A frame, from the allocating function (`malloc` itself) outwards: `symbol`
@@ -88,6 +89,7 @@ pub struct Document<'a> {
     totals: Totals,
     alloc_per_second: f64,
     cost: Option<f64>,
+    cost_cpus: Option<f64>,
     pair_cost_ns: Option<u64>,
     memory: Memory,
     site_count: usize,
@@ -156,6 +158,7 @@ struct Totals {
 struct Memory {
     at_start: Sample,
     now: Sample,
+    read_ns: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -233,9 +236,11 @@ impl<'a> Document<'a> {
             totals: Totals::of(report),
             alloc_per_second: report.alloc_rate,
             cost: report.cost,
+            cost_cpus: report.cost_cpus,
             pair_cost_ns: trace.pair_cost.map(nanoseconds),
             memory: Memory {
                 at_start: Sample::of(&report.memory_at_start),
+                read_ns: report.memory_read.map(nanoseconds),
                 now: Sample::of(&report.memory),
             },
             site_count: report.site_count,

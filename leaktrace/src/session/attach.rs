@@ -16,6 +16,7 @@ use crate::{
     bpf::{Feature, Scope},
     exit::Outcome,
     host::priority,
+    output::terminal::fitted_to_stderr,
     say,
     target::{
         Process, TargetError, cpu::CpuClock, mapped_file, mapping, mapping_watch::MappingWatch,
@@ -61,21 +62,17 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         progress.phase("counting calls for half a second");
         let (estimate, system_rate) = estimate(&mut workbench, &plan, &process, scope)?;
         own_system_rate = system_rate;
-        say!(
-            "{}",
-            messages::estimate(&process.info(), &estimate, options.brake)
-        );
-        if options.estimate_only {
-            return Ok(Outcome::Reported);
-        }
-        if signals.end_requested() {
-            return Ok(Outcome::Reported);
-        }
         if let Brake::Limit(limit) = options.brake
             && estimate.exceeds(options.brake)
+            && !options.estimate_only
         {
             say!("{}", messages::refusal(&process.info(), &estimate, limit));
             return Ok(Outcome::Refused);
+        }
+        let said = messages::estimate(&process.info(), &estimate, options.brake);
+        say!("{}", fitted_to_stderr(&said));
+        if options.estimate_only || signals.end_requested() {
+            return Ok(Outcome::Reported);
         }
     }
     // Before events count: stacks need names also when the process ends or

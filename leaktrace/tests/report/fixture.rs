@@ -164,6 +164,7 @@ pub fn leaking() -> Report {
     report.counters.nested[Role::AllocArray as usize][Role::Alloc as usize] = 12;
     report.alloc_rate = 38_123.4;
     report.cost = Some(0.023);
+    report.cost_cpus = Some(0.087);
     report.complete_share = Some(0.9993);
     report.site_count = sites.len();
     report.sites = sites;
@@ -192,6 +193,23 @@ pub fn with_losses(mut report: Report) -> Report {
     report
 }
 
+/// A command that was traced from its first instruction and ended soon, one of
+/// everything.
+pub fn short_run() -> Report {
+    let mut report = ended(bare(), EndReason::TargetExit);
+    report.elapsed = Duration::from_millis(380);
+    report.memory_read = None;
+    report.trace.from_start = true;
+    report.trace.cost_limit = None;
+    let main = at("main", "/src/orderd/main.cc", 12);
+    report.sites = vec![site(0xc1, (64, 1), (0, 0), vec![allocator("malloc"), main])];
+    report.totals = report.sites[0].sums;
+    report.growing = vec![0];
+    report.site_count = 14;
+    report.complete_share = Some(1.0);
+    report
+}
+
 /// Thirty seconds without a single call.
 pub fn silent() -> Report {
     let mut report = ended(bare(), EndReason::Duration);
@@ -205,6 +223,7 @@ pub fn silent() -> Report {
 pub fn healthy() -> Report {
     let mut report = ended(bare(), EndReason::Signal("SIGINT"));
     report.elapsed = Duration::from_secs(612);
+    report.memory_read = Some(report.elapsed);
     report.taken = time("2026-11-21T03:24:19");
     report.sites = vec![site(
         0xb1,
@@ -291,6 +310,7 @@ pub fn bare() -> Report {
             ],
             from_start: false,
             sort: SortKey::LiveBytes,
+            cost_limit: Some(0.5),
             pair_cost: Some(Duration::from_nanos(1_420)),
         },
         taken: time("2026-11-21T03:15:07"),
@@ -300,8 +320,10 @@ pub fn bare() -> Report {
         totals: Sums::default(),
         alloc_rate: 0.0,
         cost: None,
+        cost_cpus: None,
         memory_at_start,
         memory,
+        memory_read: Some(Duration::from_secs(60)),
         complete_share: None,
         sites: Vec::new(),
         growing: Vec::new(),
