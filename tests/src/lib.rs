@@ -8,6 +8,7 @@
 pub mod build;
 pub mod comparison;
 pub mod debug_info;
+pub mod features;
 pub mod fixture;
 pub mod ledger;
 pub mod memory;

@@ -437,8 +437,11 @@ fn split_debug_information_is_read_from_a_package_and_told_without() {
         );
         // That of binutils knows no DWARF 5, and LLVM's does not end.
         let made = workshop.try_to_run("dwp", &["-e", "program", "-o", "program.dwp"]);
-        if let Err(reason) = made {
-            not_run("split_debug_information…", &format!("{version}: {reason}"));
+        if made.is_err() {
+            not_run(
+                "split_debug_information…",
+                &format!("dwp can\'t pack {version}"),
+            );
             continue;
         }
         let (found, notes) = names();
