@@ -440,7 +440,7 @@ fn split_debug_information_is_read_from_a_package_and_told_without() {
         if made.is_err() {
             not_run(
                 "split_debug_information…",
-                &format!("dwp can\'t pack {version}"),
+                &format!("dwp can't pack {version}"),
             );
             continue;
         }
