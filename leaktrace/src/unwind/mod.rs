@@ -1,0 +1,273 @@
+//! Unwind tables: from what compilers say about their code, in `.eh_frame`, to
+//! the rows that the kernel's programs search. No I/O, except by the cache.
+//!
+//! The stages, each a function from values to values:
+//!
+//! 1. [`mod@read`]: a file's bytes to sections and places of text;
+//! 2. [`evaluate`]: call frame information to rows and rules, entry by entry;
+//!    rules are [interned](intern);
+//! 3. [`mod@order`]: the rows of all entries in the order of the file;
+//! 4. [`mod@page`]: rows by pages of 64 KiB: a [`FileTable`];
+//! 5. [`tables`]: the tables of all files together, with common rule numbers.
+//!
+//! [`mod@walk`] is how tables are used. Files belong to anybody: whatever is in
+//! them, work and memory are bounded by their size and by fixed limits.
+
+pub mod cache;
+pub mod evaluate;
+pub mod file_table;
+pub mod intern;
+pub mod order;
+pub mod page;
+pub mod read;
+pub mod rule;
+pub mod tables;
+#[cfg(test)]
+mod tests;
+pub mod walk;
+
+use std::{
+    io,
+    ops::Deref,
+    path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+pub use cache::Cache;
+pub use file_table::FileTable;
+
+use crate::elf::ElfError;
+use evaluate::Evaluated;
+use intern::TooManyRules;
+use page::Paged;
+use read::Sources;
+
+/// Why a file has no table.
+#[derive(Debug, thiserror::Error)]
+pub enum Reason {
+    /// Its bytes can't be had.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It can't be read as an ELF file.
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+    /// It is for another architecture.
+    #[error("not for x86-64")]
+    Machine,
+    /// It has neither `.eh_frame` nor `.debug_frame`.
+    #[error("it has no unwind information")]
+    NoInformation,
+    /// More of something than in any file known.
+    #[error("too much {0}")]
+    TooMuch(&'static str),
+    /// A part that contradicts itself.
+    #[error("damaged: {0}")]
+    Damaged(String),
+    /// An entry can't be read.
+    #[error("{0}")]
+    Entry(#[from] gimli::Error),
+    /// Too many rules.
+    #[error(transparent)]
+    Rules(#[from] TooManyRules),
+}
+
+impl Reason {
+    fn of_section(self, section: &str) -> Self {
+        match self {
+            Self::Entry(error) => Self::Damaged(format!("its {section} can't be read: {error}")),
+            other => other,
+        }
+    }
+}
+
+/// A file without a table.
+#[derive(Debug, thiserror::Error)]
+#[error("no unwind table for {}: {reason}", path.display())]
+pub struct CompileError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub reason: Reason,
+}
+
+/// Makes the table of a file given as its bytes.
+///
+/// # Errors
+/// Why there is none.
+pub fn compile(bytes: &[u8]) -> Result<FileTable, Reason> {
+    from_sources(&read::read(bytes)?)
+}
+
+fn from_sources(sources: &Sources<'_>) -> Result<FileTable, Reason> {
+    let evaluated = match sources.eh_frame {
+        Some(frames) => Evaluated::eh_frame(frames, &sources.texts)?,
+        None => Evaluated::default(),
+    };
+    let evaluated = match sources.debug_frame {
+        // For exceptions there may be an `.eh_frame` of nothing but its end.
+        Some(frames) if evaluated.functions.total == 0 => {
+            Evaluated::debug_frame(frames, &sources.texts)?
+        }
+        _ => evaluated,
+    };
+    if evaluated.functions.total == 0 {
+        return Err(Reason::NoInformation);
+    }
+    let Paged {
+        first_page,
+        pages,
+        rows,
+    } = page::page(&order::order(&evaluated));
+    Ok(FileTable {
+        first_page,
+        pages,
+        rows,
+        functions: evaluated.functions,
+        rules: evaluated.rules.into_all(),
+    })
+}
+
+/// A file whose table is wanted.
+pub trait Source: Sync {
+    /// Its name, for errors.
+    fn path(&self) -> &Path;
+    /// Its bytes.
+    ///
+    /// # Errors
+    /// When they can't be had.
+    fn bytes(&self) -> io::Result<impl Deref<Target = [u8]>>;
+}
+
+/// Makes the tables of several files at once, and hands each to `each` with
+/// its index as soon as it is there; files are begun in their order, so those
+/// that are needed first go first. Tables are taken from the cache, if there is
+/// one, and put there.
+pub fn compile_all<S: Source>(
+    files: &[S],
+    cache: Option<&Cache>,
+    mut each: impl FnMut(usize, Result<FileTable, CompileError>),
+) {
+    /// With more, memory is what is short.
+    const MAX_THREADS: usize = 8;
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let (sender, receiver) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..threads.min(MAX_THREADS).min(files.len()) {
+            let (next, sender) = (&next, sender.clone());
+            scope.spawn(move || {
+                while let index = next.fetch_add(1, Ordering::Relaxed)
+                    && let Some(file) = files.get(index)
+                {
+                    let give = |result: Result<FileTable, Reason>| {
+                        let named = result.map_err(|reason| CompileError {
+                            path: file.path().to_owned(),
+                            reason,
+                        });
+                        // The receiver lives longer than this thread.
+                        _ = sender.send((index, named));
+                    };
+                    if let Err(reason) = make(file, cache, &give) {
+                        give(Err(reason));
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (index, result) in receiver {
+            each(index, result);
+        }
+    });
+}
+
+/// Gives a table, and stores it afterwards: nobody waits for the cache.
+fn make(
+    file: &impl Source,
+    cache: Option<&Cache>,
+    give: &impl Fn(Result<FileTable, Reason>),
+) -> Result<(), Reason> {
+    let bytes = file.bytes()?;
+    let sources = read::read(&bytes)?;
+    let Some(cache) = cache else {
+        give(from_sources(&sources));
+        return Ok(());
+    };
+    let key = cache::Key::of(&sources);
+    if let Some(table) = cache.load(&key) {
+        give(Ok(table));
+        return Ok(());
+    }
+    let table = from_sources(&sources)?;
+    let entry = cache::entry::encode(&key, &table);
+    give(Ok(table));
+    // Should this fail, the table is made again next time.
+    _ = cache.store(&key, &entry);
+    Ok(())
+}
+
+#[cfg(test)]
+mod driver_tests {
+    use super::*;
+    use crate::elf::running_libc;
+
+    struct InMemory(&'static str, Vec<u8>);
+
+    impl Source for InMemory {
+        fn path(&self) -> &Path {
+            Path::new(self.0)
+        }
+        fn bytes(&self) -> io::Result<impl Deref<Target = [u8]>> {
+            if self.1.is_empty() {
+                return Err(io::Error::other("gone"));
+            }
+            Ok(&*self.1)
+        }
+    }
+
+    fn files() -> [InMemory; 4] {
+        [
+            InMemory("/lib/libc.so.6", running_libc()),
+            InMemory("/bin/script", b"#!/bin/sh".to_vec()),
+            InMemory("/bin/gone", Vec::new()),
+            InMemory("/bin/own", std::fs::read("/proc/self/exe").unwrap()),
+        ]
+    }
+
+    fn results(cache: Option<&Cache>) -> Vec<Result<FileTable, String>> {
+        let mut results = Vec::new();
+        compile_all(&files(), cache, |index, result| {
+            results.push((index, result.map_err(|error| error.to_string())));
+        });
+        results.sort_by_key(|(index, _)| *index);
+        results.into_iter().map(|(_, result)| result).collect()
+    }
+
+    #[test]
+    fn each_file_has_its_table_or_an_error_with_its_name() {
+        let results = results(None);
+        assert_eq!(results.len(), 4);
+        assert_eq!(results[0].as_ref(), Ok(&compile(&running_libc()).unwrap()));
+        let error = |index: usize| results[index].as_ref().unwrap_err();
+        assert_eq!(error(1), "no unwind table for /bin/script: not an ELF file");
+        assert_eq!(error(2), "no unwind table for /bin/gone: gone");
+        assert!(results[3].is_ok());
+    }
+
+    #[test]
+    fn tables_are_the_same_from_the_cache() {
+        let place = tempfile::tempdir().unwrap();
+        let cache = Cache::open_in(place.path(), cache::LIMIT).unwrap();
+        let made = results(Some(&cache));
+        assert_eq!(made, results(None));
+        let entries = std::fs::read_dir(place.path().join("leaktrace"))
+            .unwrap()
+            .count();
+        assert_eq!(entries, 2);
+        assert_eq!(results(Some(&cache)), made);
+    }
+}
