@@ -156,6 +156,22 @@ impl Rule {
     /// The frame of a signal.
     pub const SIGNAL: Self = Self::of_kind(cfa::SIGNAL);
 
+    /// At a function's first instruction, with or without tables.
+    pub const ENTRY: Self = Self {
+        ra_offset: -8,
+        cfa_offset: 8,
+        ..Self::of_kind(cfa::SP)
+    };
+    /// Where `rbp` points to the caller's, with the return address above it:
+    /// the guess that [`KEEPS_FRAME_POINTERS`] allows.
+    pub const FRAME_POINTER: Self = Self {
+        fp_kind: fp::CFA,
+        ra_offset: -8,
+        cfa_offset: 16,
+        fp_offset: -16,
+        ..Self::of_kind(cfa::FP)
+    };
+
     const fn of_kind(cfa_kind: u8) -> Self {
         Self {
             cfa_kind,

@@ -545,7 +545,7 @@ mod tests {
             section.common("zR");
         }
         let error = section.evaluate().err().unwrap().to_string();
-        assert_eq!(error, "too much common entries");
+        assert_eq!(error, "more common entries than any file should have");
     }
 
     #[test]

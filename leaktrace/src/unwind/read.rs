@@ -29,6 +29,15 @@ pub struct Sources<'a> {
     pub build_id: Option<String>,
 }
 
+impl Sources<'_> {
+    /// Bytes of call frame information.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let sections = [&self.eh_frame, &self.debug_frame].into_iter().flatten();
+        sections.map(|section| section.bytes.len()).sum()
+    }
+}
+
 /// Executable parts of a file, sorted by address; neither their addresses nor
 /// their file offsets overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -73,7 +73,7 @@ pub fn walk(
         });
         let step = if is_entry {
             is_entry = false;
-            caller(&ENTRY, registers, &mut read)
+            caller(&Rule::ENTRY, registers, &mut read)
         } else {
             let Some(mapping) = mapping else {
                 return StackEnd::NoMapping;
@@ -87,7 +87,7 @@ pub fn walk(
                 cfa::GAP if registers.fp == 0 => return ended(is_guessed, StackEnd::Gap),
                 cfa::GAP => {
                     is_guessed = true;
-                    caller(&FRAME_POINTER, registers, &mut read).map_err(|end| match end {
+                    caller(&Rule::FRAME_POINTER, registers, &mut read).map_err(|end| match end {
                         StackEnd::BadStackPointer => StackEnd::BadFramePointer,
                         end => end,
                     })
@@ -110,24 +110,6 @@ pub fn walk(
 fn ended(is_guessed: bool, end: StackEnd) -> StackEnd {
     if is_guessed { StackEnd::Guessed } else { end }
 }
-
-/// At a function's first instruction.
-const ENTRY: Rule = Rule {
-    cfa_kind: cfa::SP,
-    cfa_offset: 8,
-    ra_offset: -8,
-    ..Rule::GAP
-};
-
-/// Where `rbp` points to the caller's, with the return address above it.
-const FRAME_POINTER: Rule = Rule {
-    cfa_kind: cfa::FP,
-    cfa_offset: 16,
-    ra_offset: -8,
-    fp_kind: fp::CFA,
-    fp_offset: -16,
-    ..Rule::GAP
-};
 
 /// The caller's registers by a rule of the kinds that lead to one, and whether
 /// it has called (or was interrupted).
@@ -276,7 +258,7 @@ mod tests {
     const fn sp(offset: i32) -> Rule {
         Rule {
             cfa_offset: offset,
-            ..ENTRY
+            ..Rule::ENTRY
         }
     }
 
@@ -287,7 +269,7 @@ mod tests {
     #[test]
     fn from_the_entry_to_the_end_of_the_stack() {
         // Function 0 needs no rule at its entry.
-        let scene = Scene::new(&[Rule::GAP, sp(24), FRAME_POINTER, Rule::END])
+        let scene = Scene::new(&[Rule::GAP, sp(24), Rule::FRAME_POINTER, Rule::END])
             .word(0, code(1))
             .word(3, behind(2))
             .word(10, 0)
@@ -304,7 +286,7 @@ mod tests {
             cfa_kind: cfa::FP_DEREF,
             cfa_offset: -8,
             fp_kind: fp::FP,
-            ..ENTRY
+            ..Rule::ENTRY
         };
         let saved = Rule {
             cfa_kind: cfa::SP_DEREF,
@@ -312,7 +294,7 @@ mod tests {
             cfa_addend: 8,
             fp_kind: fp::SP,
             fp_offset: 24,
-            ..ENTRY
+            ..Rule::ENTRY
         };
         // `code` is 8 of 16 bytes into an entry.
         let plt = |limit| Rule {
@@ -320,22 +302,29 @@ mod tests {
             cfa_addend: limit,
             ..sp(8)
         };
-        let scene = Scene::new(&[realigned, saved, plt(8), plt(9), FRAME_POINTER, Rule::END])
-            // Function 0: CFA at word 10, rbp at word 5.
-            .word(4, STACK + 80)
-            .word(5, 77)
-            .word(9, code(1))
-            // Function 1, rsp at word 10: the CFA is above what word 12 points
-            // to, rbp is in word 13.
-            .word(12, STACK + 8 * 19)
-            .word(13, STACK + 8 * 30)
-            .word(19, code(2))
-            // Function 2, rsp at word 20: a word was pushed.
-            .word(21, code(3))
-            // Function 3, rsp at word 22: none was.
-            .word(22, code(4))
-            .word(30, 99)
-            .word(31, code(5));
+        let scene = Scene::new(&[
+            realigned,
+            saved,
+            plt(8),
+            plt(9),
+            Rule::FRAME_POINTER,
+            Rule::END,
+        ])
+        // Function 0: CFA at word 10, rbp at word 5.
+        .word(4, STACK + 80)
+        .word(5, 77)
+        .word(9, code(1))
+        // Function 1, rsp at word 10: the CFA is above what word 12 points
+        // to, rbp is in word 13.
+        .word(12, STACK + 8 * 19)
+        .word(13, STACK + 8 * 30)
+        .word(19, code(2))
+        // Function 2, rsp at word 20: a word was pushed.
+        .word(21, code(3))
+        // Function 3, rsp at word 22: none was.
+        .word(22, code(4))
+        .word(30, 99)
+        .word(31, code(5));
         let (frames, end) = scene.walk(Start::Inside, STACK + 40);
         assert_eq!(frames, known(&[0, 1, 2, 3, 4, 5].map(code)));
         assert_eq!(end, StackEnd::Complete);
@@ -381,7 +370,7 @@ mod tests {
         assert_eq!(end_of(&[sp(0)], &[0]), StackEnd::BadStackPointer);
         assert_eq!(end_of(&[sp(12)], &[0, 0]), StackEnd::BadStackPointer);
         assert_eq!(
-            end_of(&[lost, FRAME_POINTER], &[code(1)]),
+            end_of(&[lost, Rule::FRAME_POINTER], &[code(1)]),
             StackEnd::BadStackPointer
         );
         assert_eq!(end_of(&[sp(8), Rule::GAP], &[code(1), 0, 0]), StackEnd::Gap);
