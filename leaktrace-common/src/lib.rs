@@ -7,6 +7,7 @@
 
 #![no_std]
 
+pub mod arch;
 pub mod control;
 pub mod counter;
 pub mod function;

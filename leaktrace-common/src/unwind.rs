@@ -88,7 +88,7 @@ pub mod cfa {
     /// `*(rbp + a) + b`.
     pub const FP_DEREF: u8 = 5;
     /// Where a signal handler returns to: the registers are in the `ucontext`
-    /// at `rsp` (see [`super::signal_frame`]). The instruction above was
+    /// at `rsp` (see [`crate::arch::signal_frame`]). The instruction above was
     /// interrupted, it has not called: its own address is looked up.
     pub const SIGNAL: u8 = 6;
     /// The outermost frame: there is no caller.
@@ -116,17 +116,6 @@ pub mod fp {
     pub const LOST: u8 = 4;
     /// How many there are.
     pub const KINDS: u8 = 5;
-}
-
-/// Offsets from `rsp` of the interrupted registers in the frame of a signal:
-/// `uc_mcontext.gregs` of x86-64's `ucontext_t`.
-pub mod signal_frame {
-    /// `REG_RBP`.
-    pub const FP: u64 = 120;
-    /// `REG_RSP`.
-    pub const SP: u64 = 160;
-    /// `REG_RIP`.
-    pub const IP: u64 = 168;
 }
 
 /// How to get to the caller's registers: its `rsp` is the CFA, its `rip` at

@@ -10,11 +10,12 @@ use std::collections::HashMap;
 use gimli::{
     BaseAddresses, CallFrameInstruction, CallFrameInstructionIter, CieOrFde,
     CommonInformationEntry, DebugFrame, EhFrame, FrameDescriptionEntry, LittleEndian,
-    UnwindSection, X86_64,
+    UnwindSection,
 };
 use leaktrace_common::unwind::{Rule, cfa};
 
 use crate::{
+    arch::dwarf,
     elf::CallFrames,
     unwind::{
         Reason,
@@ -163,7 +164,7 @@ impl<'s, 'a, S: UnwindSection<Slice<'a>>> Evaluation<'s, 'a, S> {
         }
         let mut machine = Machine::new(&entry, State::UNKNOWN);
         let mut instructions = entry.instructions(self.section, self.bases);
-        let supported = entry.address_size() == 8 && entry.return_address_register() == X86_64::RA;
+        let supported = entry.address_size() == 8 && entry.return_address_register() == dwarf::RA;
         // No code goes with these: an advance means nothing.
         let initial = loop {
             match machine.run_to_next_row(&mut instructions) {
@@ -393,7 +394,7 @@ impl Machine {
     /// A register's value is the CFA plus an offset. For `rsp` and 0 that is
     /// what holds anyway.
     fn value(&mut self, register: gimli::Register, offset: i64) {
-        let is_usual = register == X86_64::RSP && offset == 0;
+        let is_usual = register == dwarf::SP && offset == 0;
         let saved = if is_usual {
             Saved::Same
         } else {
@@ -578,24 +579,24 @@ mod tests {
     fn expected(row: &gimli::UnwindTableRow<usize>) -> Option<Rule> {
         let (cfa_kind, cfa_offset) = match row.cfa() {
             CfaRule::RegisterAndOffset {
-                register: X86_64::RSP,
+                register: dwarf::SP,
                 offset,
             } => (cfa::SP, *offset),
             CfaRule::RegisterAndOffset {
-                register: X86_64::RBP,
+                register: dwarf::FP,
                 offset,
             } => (cfa::FP, *offset),
             _ => return None,
         };
-        let (fp_kind, fp_offset) = match row.register(X86_64::RBP) {
+        let (fp_kind, fp_offset) = match row.register(dwarf::FP) {
             None => (fp::SAME, 0),
             Some(RegisterRule::Offset(offset)) => (fp::CFA, offset),
             _ => return None,
         };
-        let Some(RegisterRule::Offset(ra_offset)) = row.register(X86_64::RA) else {
+        let Some(RegisterRule::Offset(ra_offset)) = row.register(dwarf::RA) else {
             return None;
         };
-        row.register(X86_64::RSP).is_none().then_some(Rule {
+        row.register(dwarf::SP).is_none().then_some(Rule {
             cfa_kind,
             fp_kind,
             ra_offset: ra_offset.try_into().ok()?,

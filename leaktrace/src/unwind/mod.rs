@@ -56,7 +56,7 @@ pub enum Reason {
     #[error(transparent)]
     Elf(#[from] ElfError),
     /// It is for another architecture.
-    #[error("not for x86-64")]
+    #[error("for another architecture")]
     Machine,
     /// It has neither `.eh_frame` nor `.debug_frame`.
     #[error("it has no unwind information")]

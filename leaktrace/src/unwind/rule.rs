@@ -2,9 +2,14 @@
 
 use gimli::{
     Encoding, EndianSlice, Expression, LittleEndian, Operation, Register, UnwindExpression,
-    UnwindSection, X86_64,
+    UnwindSection,
 };
-use leaktrace_common::unwind::{Rule, cfa, fp, signal_frame};
+use leaktrace_common::{
+    arch::signal_frame,
+    unwind::{Rule, cfa, fp},
+};
+
+use crate::arch::dwarf;
 
 pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -52,9 +57,9 @@ impl State {
     /// The place of a register's rule, if it is one of those followed.
     pub(super) fn saved(&mut self, register: Register) -> Option<&mut Saved> {
         match register {
-            X86_64::RBP => Some(&mut self.fp),
-            X86_64::RSP => Some(&mut self.sp),
-            X86_64::RA => Some(&mut self.ra),
+            dwarf::FP => Some(&mut self.fp),
+            dwarf::SP => Some(&mut self.sp),
+            dwarf::RA => Some(&mut self.ra),
             _ => None,
         }
     }
@@ -143,8 +148,8 @@ impl<'a, S: UnwindSection<Slice<'a>>> Expressions<'_, S> {
             return Err(Unsupported::ReturnAddress);
         };
         let (cfa_kind, a, b) = match state.cfa {
-            Cfa::Offset(X86_64::RSP, offset) => (cfa::SP, offset, 0),
-            Cfa::Offset(X86_64::RBP, offset) => (cfa::FP, offset, 0),
+            Cfa::Offset(dwarf::SP, offset) => (cfa::SP, offset, 0),
+            Cfa::Offset(dwarf::FP, offset) => (cfa::FP, offset, 0),
             Cfa::Offset(..) | Cfa::Unknown => return Err(Unsupported::CfaRegister),
             Cfa::Expression(expression) => self
                 .operations(expression)
@@ -169,8 +174,8 @@ impl<'a, S: UnwindSection<Slice<'a>>> Expressions<'_, S> {
             Saved::Unspecified | Saved::Same => (fp::SAME, 0),
             Saved::AtCfa(offset) => (fp::CFA, offset),
             Saved::At(expression) => match self.place(expression) {
-                Some((X86_64::RBP, offset)) => (fp::FP, offset),
-                Some((X86_64::RSP, offset)) => (fp::SP, offset),
+                Some((dwarf::FP, offset)) => (fp::FP, offset),
+                Some((dwarf::SP, offset)) => (fp::SP, offset),
                 _ => lost,
             },
             Saved::Undefined | Saved::Elsewhere => lost,
@@ -182,7 +187,7 @@ impl<'a, S: UnwindSection<Slice<'a>>> Expressions<'_, S> {
         let at = |saved: Saved, expected: u64| {
             matches!(saved, Saved::At(expression) if self.place(expression)
             .is_some_and(|(register, offset)| {
-                register == X86_64::RSP && u64::try_from(offset) == Ok(expected)
+                register == dwarf::SP && u64::try_from(offset) == Ok(expected)
             }))
         };
         let cfa_is_sp = match state.cfa {
@@ -249,8 +254,8 @@ fn computed_cfa(operations: &[Operation<Slice<'_>>]) -> Option<(u8, i64, i64)> {
         return None;
     };
     let kinds = match *register {
-        X86_64::RSP => (cfa::SP, cfa::SP_DEREF),
-        X86_64::RBP => (cfa::FP, cfa::FP_DEREF),
+        dwarf::SP => (cfa::SP, cfa::SP_DEREF),
+        dwarf::FP => (cfa::FP, cfa::FP_DEREF),
         _ => return None,
     };
     match *rest {
@@ -274,7 +279,7 @@ fn computed_cfa(operations: &[Operation<Slice<'_>>]) -> Option<(u8, i64, i64)> {
         // As linkers write it for `.plt`.
         [
             RegisterOffset {
-                register: X86_64::RA,
+                register: dwarf::RA,
                 offset: 0,
                 ..
             },

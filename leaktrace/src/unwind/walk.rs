@@ -2,8 +2,9 @@
 //! and what tests compare with other unwinders.
 
 use leaktrace_common::{
+    arch::signal_frame,
     stack::{MAX_FRAMES, StackEnd},
-    unwind::{KEEPS_FRAME_POINTERS, Mapping, NO_FILE, Rule, cfa, fp, signal_frame},
+    unwind::{KEEPS_FRAME_POINTERS, Mapping, NO_FILE, Rule, cfa, fp},
 };
 
 use crate::unwind::tables::{Tables, mapping_of};
