@@ -8,3 +8,14 @@ pub const ADDRESS_BITS: u32 = 48;
 /// taken: the last page of the user address space (`xol_add_vma` in
 /// `kernel/events/uprobes.c`).
 pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
+
+/// Offsets from `rsp` of the interrupted registers in the frame of a signal:
+/// `uc_mcontext.gregs` of x86-64's `ucontext_t`.
+pub mod signal_frame {
+    /// `REG_RBP`.
+    pub const FP: u64 = 120;
+    /// `REG_RSP`.
+    pub const SP: u64 = 160;
+    /// `REG_RIP`.
+    pub const IP: u64 = 168;
+}

@@ -15,6 +15,19 @@ pub const NAME: &str = "x86-64";
 /// `e_machine` of its ELF files.
 pub const ELF_MACHINE: u16 = object::elf::EM_X86_64;
 
+/// DWARF's numbers of the registers that unwinding follows (x86-64 psABI,
+/// "DWARF Definition").
+pub mod dwarf {
+    use gimli::{Register, X86_64};
+
+    /// The stack pointer.
+    pub const SP: Register = X86_64::RSP;
+    /// The frame pointer.
+    pub const FP: Register = X86_64::RBP;
+    /// The return address.
+    pub const RA: Register = X86_64::RA;
+}
+
 /// What the kernel puts over a probed instruction: `int3`.
 pub const BREAKPOINT: &[u8] = &[0xcc];
 
