@@ -55,6 +55,8 @@ counters! {
     Vfork, "vfork", Inexact, "vfork children, which share the memory: their own calls were not seen";
     Silent, "silent_period", Inexact, "times that calls may have gone unseen until probes were set anew: the process's first thread had ended";
     Unwatched, "unwatched_function", Inexact, "functions of a watched allocator that could not be watched";
+    LateAllocator, "late_allocator", Inexact, "files with an allocator that were loaded after the probes were set: their calls were not seen";
+    ProgramSkipped, "program_skipped", Inexact, "calls at which the kernel did not run leaktrace's program, since another one was running (recursion_misses)";
     Exec, "exec", None, "times that the process replaced itself by exec";
     ExitInCall, "exit_in_call", Inexact, "threads that ended inside a call";
     StaleInFlight, "stale_in_flight", Inexact, "calls left without returning (longjmp, an exception)";
@@ -80,7 +82,7 @@ counters! {
     StackTableFull, "stack_table_full", None, "stacks not stored: table full (--max-stacks)";
     StackTableOther, "stack_table_other_error", None, "stacks not stored: other error";
     StackCollision, "stack_collision", None, "stacks not stored: another one has the same hash";
-    StackChanged, "stack_changed", None, "stacks not stored: they changed while being read";
+    StackChanged, "stack_changed", None, "stacks cut after the caller: what the frame pointer pointed to changed during the call";
 }
 
 /// How many counters there are.

@@ -1,6 +1,10 @@
 //! One loaded object: loading and attaching its programs.
 
-use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -16,6 +20,7 @@ use super::{
     maps::Maps,
     object::{Limits, Object, ObjectSource},
     probes::{LiveForm, PlannedFile, PlannedProbe, Program, Scope},
+    syscall,
 };
 
 /// A loaded object: programs that can be attached, and their maps.
@@ -26,6 +31,8 @@ pub struct Tracer {
     maps: Arc<Maps>,
     form: LiveForm,
     cookies: bool,
+    /// What [`Tracer::skipped`] had counted when the trial ended.
+    skipped_in_trial: u64,
 }
 
 impl Tracer {
@@ -42,7 +49,35 @@ impl Tracer {
             maps,
             form,
             cookies: features.has(Feature::AttachCookie),
+            skipped_in_trial: 0,
         })
+    }
+
+    /// Forgets what the programs did up to now (see [`Maps::end_trial`]).
+    ///
+    /// # Errors
+    /// When a map can't be changed.
+    pub fn end_trial(&mut self) -> Result<()> {
+        self.skipped_in_trial += self.skipped()?;
+        self.maps.end_trial()
+    }
+
+    /// At how many events since the trial the kernel did not run a program of
+    /// ours, over all programs.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn skipped(&self) -> Result<u64> {
+        let mut skipped = 0;
+        for (_, program) in self.ebpf.programs() {
+            if let Ok(fd) = program.fd() {
+                skipped += syscall::recursion_misses(fd.as_fd())?;
+            }
+        }
+        for fd in self.multi_programs.values() {
+            skipped += syscall::recursion_misses(fd.as_fd())?;
+        }
+        Ok(skipped - self.skipped_in_trial)
     }
 
     /// Whether probes tell the programs what they are; without, there is one
