@@ -312,12 +312,7 @@ fn refused(error: i32) -> bool {
 /// its callers: then only the caller is known, and the id is the entry's all
 /// the same, so that the next call from there is met again.
 #[inline(always)]
-fn fill(
-    record: &mut InFlight,
-    stack_pointer: u64,
-    frame_pointer: u64,
-    stack: *mut StackRecord,
-) {
+fn fill(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64, stack: *mut StackRecord) {
     let mut hash = StackHash::SEED;
     hash.mix(record.function_ip);
     hash.mix(record.return_address);
