@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Launch, TraceOptions,
+    Launch, TraceOptions, messages,
     plan::Plan,
     progress::Progress,
     signals::{self, Signals},
@@ -94,9 +94,23 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
             false
         }
     };
+    let replaced = match &finished {
+        Ok(it) if it.report.end == Some(EndReason::TargetExec) => {
+            Some(it.report.process.name.clone())
+        }
+        _ => None,
+    };
     if finished.is_ok_and(|it| it.report.end == Some(EndReason::Signal("SIGTSTP"))) {
         // The command was stopped with us; the shell is to see that.
         signals::stop_as_asked();
+    }
+    if child.outcome()?.is_none()
+        && let Ok(now) = Process::of_child(child.pid(), &path)
+    {
+        if let Some(first) = replaced {
+            say!("{}", messages::replaced(&first, &now.info()));
+        }
+        say!("{}", messages::waiting(&now.info()));
     }
     let ended = runtime.block_on(wait(&mut child, &mut signals))?;
     Ok(if refused {
@@ -112,7 +126,7 @@ fn command(launch: &Launch) -> Result<Command> {
     if let Some(name) = &launch.user {
         command.user = Some(User::look_up(name)?);
     }
-    Ok(command)
+    Ok(command.past_env())
 }
 
 fn refused_launch(error: &LaunchError) -> Result<Outcome> {
