@@ -79,6 +79,12 @@ counters! {
     Unwatched, "unwatched_function", Inexact,
         "function of a watched allocator that could not be watched",
         "functions of a watched allocator that could not be watched";
+    LateAllocator, "late_allocator", Inexact,
+        "file with an allocator that was loaded after the probes were set: its calls were not seen",
+        "files with an allocator that were loaded after the probes were set: their calls were not seen";
+    ProgramSkipped, "program_skipped", Inexact,
+        "call at which the kernel did not run leaktrace's program, since another one was running (recursion_misses)",
+        "calls at which the kernel did not run leaktrace's program, since another one was running (recursion_misses)";
     Exec, "exec", None,
         "time that the process replaced itself by exec",
         "times that the process replaced itself by exec";
@@ -155,8 +161,8 @@ counters! {
         "stack not stored: another one has the same hash",
         "stacks not stored: another one has the same hash";
     StackChanged, "stack_changed", None,
-        "stack not stored: it changed while being read",
-        "stacks not stored: they changed while being read";
+        "stack cut after the caller: what the frame pointer pointed to changed during the call",
+        "stacks cut after the caller: what the frame pointer pointed to changed during the call";
 }
 
 /// How many counters there are.

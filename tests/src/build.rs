@@ -148,7 +148,11 @@ fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn library(name: &str) -> Result<PathBuf> {
+/// Path of the library fixture `name`.
+///
+/// # Errors
+/// When it does not compile.
+pub fn library(name: &str) -> Result<PathBuf> {
     let library = directory()?.join(format!("lib{name}.so"));
     let flags = ["-shared", "-fPIC", "-ftls-model=initial-exec"].map(String::from);
     compile(&sources().join(format!("{name}.c")), &library, &flags)?;

@@ -6,6 +6,7 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use leaktrace_tests::{
+    build,
     comparison::{Expected, check_exact, check_sums},
     features::FALLBACKS,
     fixture::{Fixture, Start},
@@ -18,11 +19,12 @@ const C: &[Need] = &[Need::Tracing, Need::C];
 
 /// Rules by which each fallback shows whether it does what it stands for: every
 /// signature, calls inside calls, blocks that move, and who is seen.
-const TRIED_WITHOUT: [&str; 4] = [
+const TRIED_WITHOUT: [&str; 5] = [
     "every_function_counts_what_was_requested",
     "nested_calls_count_once",
     "realloc_to_more_moves_the_block_to_its_site",
     "forked_child_is_not_its_parent",
+    "idle_process_holds_nothing",
 ];
 
 fn main() -> ExitCode {
@@ -71,6 +73,16 @@ fn family() -> Vec<Case> {
         case("out_pointer_is_the_block", C, || {
             exact("out-pointer", &[("aligns_out", 300, 1)]).map(drop)
         }),
+        case(
+            "stack_that_changes_during_the_call_keeps_its_caller",
+            C,
+            || {
+                let held = &[("aligns_out_by_base_pointer", 900, 3)];
+                let report = exact("out-pointer-in-base-pointer", held)?;
+                counted(&report, "stack_changed", 1)?;
+                counted(&report, "stack_not_stored", 0)
+            },
+        ),
         case("free_of_nothing_is_nothing", C, || {
             let report = exact("free-of-nothing", &[])?;
             freed(&report, 0)
@@ -125,6 +137,8 @@ fn processes() -> Vec<Case> {
         case("forked_child_is_not_its_parent", C, || {
             exact("copied-child", &[("allocates", 77, 1)]).map(drop)
         }),
+        case("idle_process_holds_nothing", C, idle),
+        case("allocator_that_is_loaded_late", C, late_allocator),
         case("threads_that_come_and_go", C, passing_threads),
         case("threads_that_get_each_others_addresses", C, juggled),
         case("main_thread_has_ended_before", C, main_thread_ended_before),
@@ -261,6 +275,40 @@ fn vfork_child() -> Result<()> {
         return Expected::of(&[("allocates", 7, 1)]).check(&report);
     }
     Expected::of(&[("allocates", 107, 2)]).check(&report)
+}
+
+/// leaktrace measures its programs on itself before: nothing of that is in the
+/// report of a process that does nothing.
+fn idle() -> Result<()> {
+    let mut fixture = Fixture::start("sleeper", &[])?;
+    let report = tracer::Start::attach(fixture.pid())?.attached()?.report()?;
+    fixture.finish_well()?;
+    check_exact(&report)?;
+    ensure!(
+        report.stacks.is_empty() && report.totals.alloc_blocks == 0,
+        "{:?} in {} stacks",
+        report.totals,
+        report.stacks.len()
+    );
+    let counters = report.counters_text();
+    ensure!(counters.is_empty(), "counters: {counters}");
+    Ok(())
+}
+
+/// A library with an allocator of its own that is loaded while the process is
+/// traced: nobody sees its calls, and the report says so.
+fn late_allocator() -> Result<()> {
+    let library = build::library("fixturealloc")?;
+    let mut fixture = Start::new("rules", &["late-allocator"])?
+        .env("LATE_ALLOCATOR", &library.to_string_lossy())
+        .start()?;
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
+    fixture.tell("play")?;
+    let report = tracer.report()?;
+    fixture.finish_well()?;
+    counted(&report, "late_allocator", 1)?;
+    ensure!(!report.totals.exact, "the report calls itself exact");
+    Ok(())
 }
 
 /// 200 threads leave one block each; libc allocates for them besides.

@@ -20,6 +20,7 @@ use super::{
     maps::Maps,
     object::{Limits, Object, ObjectSource},
     probes::{LiveForm, PlannedFile, PlannedProbe, Program, Scope},
+    syscall,
     uprobe_perf::Tie,
 };
 
@@ -31,6 +32,8 @@ pub struct Tracer {
     maps: Arc<Maps>,
     form: LiveForm,
     cookies: bool,
+    /// What [`Tracer::skipped`] had counted when the trial ended.
+    skipped_in_trial: u64,
     perf_links: bool,
     vforks_are_counted: bool,
 }
@@ -49,9 +52,37 @@ impl Tracer {
             maps,
             form,
             cookies: features.has(Feature::AttachCookie),
+            skipped_in_trial: 0,
             perf_links: features.has(Feature::PerfLink),
             vforks_are_counted: false,
         })
+    }
+
+    /// Forgets what the programs did up to now (see [`Maps::end_trial`]).
+    ///
+    /// # Errors
+    /// When a map can't be changed.
+    pub fn end_trial(&mut self) -> Result<()> {
+        self.skipped_in_trial += self.skipped()?;
+        self.maps.end_trial()
+    }
+
+    /// At how many events since the trial the kernel did not run a program of
+    /// ours, over all programs.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn skipped(&self) -> Result<u64> {
+        let mut skipped = 0;
+        for (_, program) in self.ebpf.programs() {
+            if let Ok(fd) = program.fd() {
+                skipped += syscall::recursion_misses(fd.as_fd())?;
+            }
+        }
+        for fd in self.multi_programs.values() {
+            skipped += syscall::recursion_misses(fd.as_fd())?;
+        }
+        Ok(skipped - self.skipped_in_trial)
     }
 
     /// Whether probes tell the programs what they are; without, there is one

@@ -81,9 +81,9 @@ impl Workbench {
             Program::Trace
         };
         progress.phase("loading the BPF programs");
-        let tracer = Tracer::load(&options.object, &options.limits, &features)?;
+        let mut tracer = Tracer::load(&options.object, &options.limits, &features)?;
         progress.phase("measuring what a probe costs");
-        let calibration = calibration::calibrate(&options.object, &features, ability, program)?;
+        let calibration = calibration::calibrate(&mut tracer, &features, ability, program)?;
         if calibration.link_kind == LinkKind::Perf {
             features.give_up(Feature::UprobeMulti);
         }
@@ -109,6 +109,7 @@ impl Workbench {
         expected_execs: u32,
         options: &TraceOptions,
     ) -> Result<Live> {
+        self.calibration.end(&mut self.tracer)?;
         let maps = self.tracer.maps();
         maps.control().set_target(pid, scope == Scope::Everyone);
         maps.control().set_execs(expected_execs);
@@ -219,6 +220,7 @@ pub fn observe(
         process: Arc::clone(&process),
         mappings,
         examined: plan.examined.clone(),
+        late_allocators: 0,
         ability: workbench.ability,
         outputs,
         screen: screen.clone(),

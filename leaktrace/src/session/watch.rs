@@ -246,6 +246,7 @@ impl Watch {
         let mut counters = maps.counters()?;
         counters.events[Counter::Silent as usize] = self.silent_periods;
         counters.events[Counter::Unwatched as usize] = self.plan.unwatched;
+        counters.events[Counter::ProgramSkipped as usize] = self.tracer.skipped()?;
         Ok(counters)
     }
 
