@@ -31,6 +31,9 @@ pub struct Control {
     pub min_size: u64,
     /// Largest requested size that is recorded, bytes.
     pub max_size: u64,
+    /// `CLOCK_MONOTONIC` at the exec that cleared `enabled`, nanoseconds; 0
+    /// before.
+    pub exec_ns: u64,
 }
 
 /// Where the kernel puts the trampoline unless that page is taken: the last
@@ -38,7 +41,7 @@ pub struct Control {
 /// `kernel/events/uprobes.c`).
 pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
 
-const _: () = assert!(size_of::<Control>() == 48);
+const _: () = assert!(size_of::<Control>() == 56);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

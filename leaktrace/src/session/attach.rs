@@ -68,9 +68,6 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         if options.estimate_only {
             return Ok(Outcome::Reported);
         }
-        if signals.end_requested() {
-            return Ok(Outcome::Reported);
-        }
         if let Brake::Limit(limit) = options.brake
             && estimate.exceeds(options.brake)
         {
@@ -84,6 +81,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     mappings.current(&process);
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
+    signals.tracing();
     // Only now: on a busy machine, setting up would take long.
     priority::give_way();
     drop(progress);
