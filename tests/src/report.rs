@@ -33,6 +33,8 @@ pub struct Report {
     pub totals: Totals,
     /// Every site.
     pub stacks: Vec<Stack>,
+    /// Sentences about what was not seen.
+    pub notes: Vec<String>,
 }
 
 /// Who was traced.

@@ -20,7 +20,18 @@ fn main() -> ExitCode {
         case("refused_limit_can_be_lifted", C, lifted),
         case("estimate_is_printed", C, estimate),
         case("idle_target_is_not_refused", C, idle),
-        case("target_that_turns_tight_is_let_go", C, let_go),
+        case("target_that_turns_tight_is_let_go", C, || {
+            let_go("tight", &[])
+        }),
+        // What is not recorded costs the target all the same.
+        case("target_that_frees_nothing_tightly_is_let_go", C, || {
+            let_go("nothing", &[])
+        }),
+        case(
+            "target_that_makes_filtered_calls_tightly_is_let_go",
+            C,
+            || let_go("refused", &["--max-size", "1GiB"]),
+        ),
     ])
 }
 
@@ -95,15 +106,15 @@ const REGAINED: f64 = 0.95;
 
 /// A target that is idle at the attach and turns tight afterwards is free again
 /// after 3 s, and as fast as before; leaktrace reports and ends with 3.
-fn let_go() -> Result<()> {
+fn let_go(work: &str, options: &[&str]) -> Result<()> {
     let mut fixture = Fixture::start("tight", &[])?;
     let before = fixture.number("speed")?;
     let tracer = {
         let json = ["-o", "json:brake.json"];
-        with_brake(fixture.pid(), &json)?.attached()?
+        with_brake(fixture.pid(), &json)?.args(options).attached()?
     };
     let traced = {
-        fixture.tell("tight")?;
+        fixture.tell(work)?;
         let started = Instant::now();
         let ended = tracer.ended()?;
         ended.expect_status(3)?;

@@ -85,6 +85,12 @@ fn targets_that_leave() -> Vec<Case> {
             let other = build::fixture("sleeper")?;
             target_leaves(&format!("exec {}", other.display()), "target_exec")
         }),
+        case("calls_after_an_exec_do_not_count", C, || {
+            // It allocates at once, and ends.
+            let other = build::fixture("constructors")?;
+            target_leaves(&format!("exec {}", other.display()), "target_exec")
+        }),
+        case("an_exec_is_when_counting_ends", C, exec_edge),
     ]
 }
 
@@ -92,6 +98,7 @@ fn targets_that_leave() -> Vec<Case> {
 fn beside() -> Vec<Case> {
     vec![
         case("two_leaktraces_on_one_target", C, two_tracers),
+        case("functions_that_can_not_be_watched_are_named", C, unwatched),
         case("leaktrace_gives_way", C, gives_way),
         case("only_old_blocks_are_shown_on_request", C, min_age),
     ]
@@ -384,8 +391,43 @@ fn target_leaves(command: &str, reason: &str) -> Result<()> {
     check_sums(&report)?;
     ensure!(end_reason(&report)? == reason, "{:?}", report.end);
     Expected::of(&[("keeps", 1000, 10)]).check(&report)?;
+    ensure!(report.totals.alloc_blocks == 10, "{:?}", report.totals);
     ensure!(report.symbols().contains("main"), "{:?}", report.symbols());
     Ok(())
+}
+
+/// The report says to the moment until when it counted, although leaktrace wakes
+/// a while after the exec.
+fn exec_edge() -> Result<()> {
+    for _ in 0..4 {
+        let (mut fixture, tracer) = attached_leaver()?;
+        let other = build::fixture("sleeper")?;
+        let before = fixture.number(&format!("exec {}", other.display()))?;
+        fixture.expect("ready")?;
+        let after = monotonic_ns();
+        let report = tracer.ended()?.report()?;
+        ten_blocks(&report)?;
+        ensure!(end_reason(&report)? == "target_exec", "{:?}", report.end);
+        let disabled = report.disabled_ns.context("no end")?;
+        ensure!(
+            (before..=after).contains(&disabled),
+            "counted until {disabled}, the exec was between {before} and {after}"
+        );
+        let uncertainty = report.disabled_uncertainty_ns;
+        ensure!(uncertainty == Some(0), "uncertain by {uncertainty:?} ns");
+        fixture.finish_well()?;
+    }
+    Ok(())
+}
+
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: fills in our own structure.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
 /// Both see everything, and neither disturbs the other.
@@ -404,6 +446,38 @@ fn two_tracers() -> Result<()> {
     for report in [first, second] {
         leaktrace_tests::comparison::check_ledger(&report, fixture.ledger()?)?;
     }
+    fixture.finish_well()
+}
+
+/// One address under two names with different arguments can't be watched: the
+/// rest is, and the report says what is missing and that it may matter.
+fn unwatched() -> Result<()> {
+    let mut fixture = Fixture::start("partial", &[])?;
+    let mut tracer = tracer::Start::attach(fixture.pid())?.attached()?;
+    fixture.tell("allocate")?;
+    tracer.signal(libc::SIGINT)?;
+    let ended = tracer.ended()?;
+    let report = ended.report()?;
+    Expected::of(&[("keeps", 1000, 10)]).check(&report)?;
+    ensure!(
+        report.counter("unwatched_function")? == 1,
+        "{}",
+        report.counters_text()
+    );
+    ensure!(
+        !report.totals.exact && report.totals.inexact == 1,
+        "{:?}",
+        report.totals
+    );
+    let named = "memalign/valloc in libpartalloc.so is not watched: ";
+    for text in [&ended.stdout, &report.notes.join("\n")] {
+        ensure!(text.contains(named), "{named:?} is missing in {text}");
+    }
+    ensure!(
+        ended.stdout.contains("Totals are inexact"),
+        "{}",
+        ended.stdout
+    );
     fixture.finish_well()
 }
 
