@@ -14,4 +14,5 @@ pub mod objects;
 pub mod replay;
 pub mod report;
 pub mod suite;
+pub mod terminal;
 pub mod tracer;

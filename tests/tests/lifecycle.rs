@@ -3,19 +3,22 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
     process::{ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use leaktrace_tests::{
     build,
     comparison::{Expected, check_exact, check_sums},
     fixture::{Fixture, Start},
     memory, objects,
     report::Report,
-    suite::{self, Case, Need, case},
+    suite::{self, Case, Need, case, scaled},
     tracer::{self, Tracer},
 };
 
@@ -47,6 +50,13 @@ fn ends() -> Vec<Case> {
         case("duration_ends_with_the_report", C, duration),
         case("closed_stdout_ends_with_the_report", C, closed_stdout),
         case("second_ctrl_c_leaves_at_once", C, second_signal),
+        case("ctrl_c_during_the_estimate_ends_at_once", C, || {
+            interrupted_estimate(&[])
+        }),
+        case("ctrl_c_during_a_mere_estimate_ends_at_once", C, || {
+            interrupted_estimate(&["--estimate"])
+        }),
+        case("ctrl_c_while_preparing_ends_at_once", C, interrupted_early),
         case("sigusr1_writes_and_goes_on", C, sigusr1),
     ]
 }
@@ -202,6 +212,73 @@ fn second_signal() -> Result<()> {
         ended.took
     );
     objects::expect_gone(&held)?;
+    fixture.finish_well()
+}
+
+/// How long leaving may take before anything is traced. The kernel takes probes
+/// of a process that exits out one after the other.
+const LEAVES: Duration = Duration::from_secs(1);
+
+/// While calls are counted for the estimate, there are probes, and no report.
+fn interrupted_estimate(options: &[&str]) -> Result<()> {
+    let mut fixture = Fixture::start("leaver", &[])?;
+    let pid = fixture.pid();
+    let before = memory::code(pid)?;
+    let mut tracer = tracer::Start::bare(&["attach", &pid.to_string()])?
+        .args(options)
+        .start()?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while memory::changed(&before, &memory::code(pid)?).is_empty() {
+        ensure!(Instant::now() < deadline, "no breakpoints");
+    }
+    let held = objects::held_by(tracer.pid())?;
+    tracer.signal(libc::SIGINT)?;
+    let ended = tracer.ended()?;
+    ended.expect_status(130)?;
+    ensure!(ended.took < LEAVES, "it took {:?}", ended.took);
+    let said = "leaktrace: ended by SIGINT before anything was traced; there is no report";
+    ensure!(
+        ended.stderr.last().is_some_and(|line| line.ends_with(said)),
+        "{:?}",
+        ended.stderr
+    );
+    ensure!(ended.files()?.is_empty(), "it wrote {:?}", ended.files()?);
+    objects::expect_gone(&held)?;
+    let left = memory::changed(&before, &memory::code(pid)?);
+    ensure!(left.is_empty(), "code is changed at {left:x?}");
+    fixture.finish_well()
+}
+
+/// At any moment before: it leaves at once, nothing stays, and there is a report
+/// exactly when it says so by its status.
+fn interrupted_early() -> Result<()> {
+    let mut fixture = Fixture::start("leaver", &[])?;
+    let before = memory::code(fixture.pid())?;
+    for milliseconds in (0..scaled(800, 300)).step_by(scaled(20, 60)) {
+        let mut tracer = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?
+            .args(&["-o", "json:report.json"])
+            .start()?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        tracer.signal(libc::SIGINT)?;
+        let ended = tracer.ended()?;
+        let when = format!("interrupted after {milliseconds} ms");
+        let files = ended.files()?.len();
+        match (ended.status.code(), ended.status.signal()) {
+            // Before it has begun to listen.
+            (None, Some(libc::SIGINT)) | (Some(130), None) => {
+                ensure!(ended.took < LEAVES, "{when}, it took {:?}", ended.took);
+                ensure!(files == 0, "{when}, it wrote {:?}", ended.files()?);
+            }
+            (Some(0), None) => ensure!(files == 1, "{when}, it wrote {:?}", ended.files()?),
+            _ => bail!(
+                "{when}, it ended with {}: {:#?}",
+                ended.status,
+                ended.stderr
+            ),
+        }
+        let left = memory::changed(&before, &memory::code(fixture.pid())?);
+        ensure!(left.is_empty(), "{when}, code is changed at {left:x?}");
+    }
     fixture.finish_well()
 }
 

@@ -73,7 +73,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
     drop(progress);
     if child.outcome()?.is_some() {
-        say!("leaktrace: the command was ended before it began; there is no report");
+        say!("leaktrace: {}; there is no report", signals::NEVER_BEGAN);
         return Ok(Outcome::Command(child.reap()?.exit_code()));
     }
     signals.tracing();

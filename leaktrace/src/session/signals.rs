@@ -46,6 +46,9 @@ const ENDING: [(&str, i32); 4] = [
 /// A command that ends this soon after a signal has ended because of it.
 const SOON: Duration = Duration::from_secs(10);
 
+/// What is said when a command is ended while it waits.
+pub const NEVER_BEGAN: &str = "the command was ended before it began";
+
 /// Where requests come from.
 pub struct Signals {
     requests: UnboundedReceiver<Request>,
@@ -154,7 +157,7 @@ impl CommandSignals {
         // SAFETY: the registration owns the descriptor.
         let ready = unsafe { AsyncFd::register(own) }.context("waiting for signals")?;
         let listener = Listener {
-            command: self,
+            command: Arc::new(self),
             sender,
             state: Arc::clone(&signals.state),
             asked: None,
@@ -167,7 +170,7 @@ impl CommandSignals {
 
 /// Hears signals that stand for a command.
 struct Listener {
-    command: CommandSignals,
+    command: Arc<CommandSignals>,
     sender: UnboundedSender<Request>,
     state: Arc<Mutex<State>>,
     /// When a signal that ends came last.
@@ -194,11 +197,28 @@ impl Listener {
             }
             stop if JOB_STOPS.contains(&stop) => self.stop(received),
             _ if self.command.has_ended() => self.leave(received.signal),
-            _ => {
+            signal => {
                 self.asked = Some(Instant::now());
                 self.pass_on(received);
+                if lock(&self.state).stage == Stage::Preparing {
+                    self.leave_with_command(signal);
+                }
             }
         }
+    }
+
+    /// The command waits for its beginning; when it dies instead, there is
+    /// nothing left to prepare for.
+    fn leave_with_command(&self, signal: i32) {
+        let (command, state) = (Arc::clone(&self.command), Arc::clone(&self.state));
+        tokio::spawn(async move {
+            while lock(&state).stage == Stage::Preparing {
+                if command.has_ended() {
+                    leave_early(NEVER_BEGAN.to_owned(), signal);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
     }
 
     /// While there are probes, stopping has to wait.
@@ -328,7 +348,8 @@ fn forward(
         while signals.recv().await.is_some() {
             if let Request::End(name) = request {
                 if lock(&state).stage == Stage::Preparing {
-                    leave_early(name, number);
+                    let reason = format!("ended by {name} before anything was traced");
+                    leave_early(reason, number);
                 }
                 if ENDING_ALREADY.swap(true, Ordering::Relaxed) {
                     std::process::exit(128 + number);
@@ -343,11 +364,11 @@ fn forward(
 }
 
 /// Ends before anything was traced.
-fn leave_early(name: &'static str, number: i32) -> ! {
+fn leave_early(reason: String, number: i32) -> ! {
     // A blocked terminal must not keep us.
     let (sender, written) = mpsc::channel();
     std::thread::spawn(move || {
-        say!("leaktrace: ended by {name} before anything was traced; there is no report");
+        say!("leaktrace: {reason}; there is no report");
         let _ = sender.send(());
     });
     let _ = written.recv_timeout(Duration::from_millis(100));
