@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         case(
             "a_command_that_reads_in_the_background_stops_run",
             ROOT,
-            || background_read(),
+            background_read,
         ),
     ])
 }
@@ -128,16 +128,16 @@ fn blocked(key: &str) -> Result<()> {
     let before = memory::code(pid)?;
     let mut terminal = Terminal::play(
         &format!(
-            "\"$0\" attach {pid} -o json:report.json --interval 20ms --max-overhead off --stacks\n\
+            "read -r line\n\"$0\" attach {pid} -o json:report.json --interval 20ms --max-overhead off --stacks\n\
              echo \"status $?\""
         ),
         directory.path(),
     )?;
     if !key.is_empty() {
         terminal.read()?;
-        terminal.wait_for("Ctrl-C detaches")?;
-        terminal.press(key)?;
     }
+    // The shell reads this line, and then starts leaktrace.
+    terminal.press(&format!("{key}\n"))?;
     let breakpoints = Breakpoints::wait(pid, &before)?;
     // Nobody is told when events count from; soon after the last breakpoint.
     std::thread::sleep(Duration::from_millis(500));
