@@ -17,6 +17,7 @@ pub const SOURCES: &[&str] = &[
     "altstack.c",
     "constructors.c",
     "custom.c",
+    "deep.c",
     "family.cpp",
     "fibres.c",
     "growing.go",

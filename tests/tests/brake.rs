@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use leaktrace_tests::{
     fixture::Fixture,
+    speed,
     suite::{self, Need, case},
     tracer,
 };
@@ -101,8 +102,6 @@ fn idle() -> Result<()> {
 
 /// How long a target that turns tight may be held up.
 const HELD_UP: Duration = Duration::from_secs(3);
-/// The share of its speed that it must regain.
-const REGAINED: f64 = 0.95;
 
 /// A target that is idle at the attach and turns tight afterwards is free again
 /// after 3 s, and as fast as before; leaktrace reports and ends with 3.
@@ -133,21 +132,7 @@ fn let_go(work: &str, options: &[&str]) -> Result<()> {
         "it took {traced:?} to end"
     );
     fixture.tell("idle")?;
-    // The machine is noisy: the fastest of several measurements counts, and
-    // there are more of them until it is fast again.
-    let mut after = u64::MAX;
-    for _ in 0..20 {
-        after = after.min(fixture.number("speed")?);
-        if before as f64 / after as f64 >= REGAINED {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    let regained = before as f64 / after as f64;
-    println!("held up {traced:?}; {before} fs a pair before, {after} fs after ({regained:.3})");
-    ensure!(
-        regained >= REGAINED,
-        "{before} fs a pair before, {after} fs after"
-    );
+    let regained = speed::expect_regained(&mut fixture, before)?;
+    println!("held up {traced:?}; speed regained: {regained:.3}");
     fixture.finish_well()
 }

@@ -7,6 +7,7 @@ use std::{
         fs::{FileExt, PermissionsExt},
         process::ExitStatusExt,
     },
+    path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use leaktrace_tests::{
     fixture::{Fixture, Start},
     memory, objects,
     report::Report,
+    speed,
     suite::{self, Case, Need, case, scaled},
     tracer::{self, Tracer},
 };
@@ -76,6 +78,7 @@ fn leftovers() -> Vec<Case> {
         case("killed_leaktrace_leaves_nothing_with_perf_links", C, || {
             leaves_nothing(libc::SIGKILL, "uprobe_multi")
         }),
+        case("killed_while_preparing_leaves_nothing", C, killed_early),
         case("probes_go_at_once", C, probes_go_at_once),
         case("nothing_is_written_unless_asked", C, nothing_saved),
         case("reports_are_saved_in_a_new_directory", C, saved),
@@ -282,6 +285,52 @@ fn interrupted_early() -> Result<()> {
     fixture.finish_well()
 }
 
+/// A target under seccomp takes most preparing: a child of leaktrace's own goes
+/// first.
+fn killed_early() -> Result<()> {
+    let mut fixture = Fixture::start("strict", &["filter"])?;
+    let before = memory::code(fixture.pid())?;
+    for milliseconds in (0..scaled(1000, 600)).step_by(scaled(20, 60)) {
+        let tracer = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?.start()?;
+        let directory = fs::read_link(format!("/proc/{}/cwd", tracer.pid()))?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        let ended = tracer.kill()?;
+        let when = format!("killed after {milliseconds} ms");
+        ensure!(
+            ended.files()?.is_empty(),
+            "{when}, it left {:?}",
+            ended.files()?
+        );
+        let left = memory::changed(&before, &memory::code(fixture.pid())?);
+        ensure!(left.is_empty(), "{when}, code is changed at {left:x?}");
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            let children = processes_in(&directory)?;
+            if children.is_empty() {
+                break;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{when}, it left processes {children:?}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    fixture.finish_well()
+}
+
+/// Processes whose working directory this is.
+fn processes_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut processes = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        if fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == directory) {
+            processes.push(path);
+        }
+    }
+    Ok(processes)
+}
+
 fn sigusr1() -> Result<()> {
     let (mut fixture, mut tracer) = attached_leaver()?;
     tracer.signal(libc::SIGUSR1)?;
@@ -310,6 +359,7 @@ fn sigusr1() -> Result<()> {
 fn leaves_nothing(signal: i32, disabled_features: &str) -> Result<()> {
     let mut fixture = Fixture::start("tight", &[])?;
     let before = memory::code(fixture.pid())?;
+    let pair_fs = fixture.number("speed")?;
     let mut tracer = tracer::Start::attach(fixture.pid())?
         .without_features(disabled_features)
         .attached()?;
@@ -340,6 +390,8 @@ fn leaves_nothing(signal: i32, disabled_features: &str) -> Result<()> {
         ensure!(Instant::now() < deadline, "the target stands still");
         std::thread::sleep(Duration::from_millis(20));
     }
+    fixture.tell("idle")?;
+    speed::expect_regained(&mut fixture, pair_fs)?;
     let files = ended.files()?;
     if signal == libc::SIGKILL {
         ensure!(files.is_empty(), "left behind: {files:?}");
