@@ -21,6 +21,7 @@ use leaktrace_tests::{
     report::Report,
     speed,
     suite::{self, Case, Need, case, scaled},
+    terminal::only_child,
     tracer::{self, Tracer},
 };
 
@@ -290,12 +291,28 @@ fn interrupted_early() -> Result<()> {
 fn killed_early() -> Result<()> {
     let mut fixture = Fixture::start("strict", &["filter"])?;
     let before = memory::code(fixture.pid())?;
-    for milliseconds in (0..scaled(1000, 600)).step_by(scaled(20, 60)) {
-        let tracer = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?.start()?;
+    let mut moments: Vec<_> = (0..scaled(1000, 300))
+        .step_by(scaled(20, 60))
+        .map(Some)
+        .collect();
+    // While it has that child.
+    moments.extend([None; 3]);
+    for moment in moments {
+        let mut start = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?;
+        // A process that is left would hold a pipe's end.
+        start.command().stdout(Stdio::null());
+        let mut tracer = start.start_with_own_stdout()?;
         let directory = fs::read_link(format!("/proc/{}/cwd", tracer.pid()))?;
-        std::thread::sleep(Duration::from_millis(milliseconds));
+        match moment {
+            Some(milliseconds) => std::thread::sleep(Duration::from_millis(milliseconds)),
+            None => {
+                while only_child(tracer.pid()).is_err() {
+                    tracer.signal(0)?;
+                }
+            }
+        }
         let ended = tracer.kill()?;
-        let when = format!("killed after {milliseconds} ms");
+        let when = format!("killed after {moment:?} ms");
         ensure!(
             ended.files()?.is_empty(),
             "{when}, it left {:?}",
