@@ -36,11 +36,6 @@ pub struct Control {
     pub exec_ns: u64,
 }
 
-/// Where the kernel puts the trampoline unless that page is taken: the last
-/// page of the user address space on x86_64 (`xol_add_vma` in
-/// `kernel/events/uprobes.c`).
-pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
-
 const _: () = assert!(size_of::<Control>() == 56);
 
 #[cfg(feature = "user")]

@@ -6,6 +6,7 @@
 
 #![no_std]
 
+pub mod arch;
 pub mod control;
 pub mod counter;
 pub mod function;

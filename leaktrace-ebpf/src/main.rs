@@ -16,12 +16,12 @@
 #[macro_use]
 mod debug_log;
 
+mod arch;
 mod calls;
 mod counters;
 mod in_flight;
 mod live;
 mod maps;
-mod registers;
 mod stacks;
 mod threads;
 mod user_memory;
@@ -35,7 +35,7 @@ use aya_ebpf::{
 };
 use leaktrace_common::function::{Cookie, FIXED};
 
-use crate::registers::Registers;
+use crate::arch::Registers;
 
 /// The programs that come in two forms, one for each form of the live table.
 macro_rules! programs_with {

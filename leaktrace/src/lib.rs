@@ -3,6 +3,7 @@
 
 pub mod aggregate;
 pub mod allocator;
+pub mod arch;
 pub mod bpf;
 pub mod cli;
 pub mod doctor;
@@ -12,6 +13,7 @@ pub mod host;
 pub mod launch;
 pub mod model;
 pub mod output;
+pub mod perf_event;
 pub mod probe_site;
 pub mod report;
 pub mod session;

@@ -7,6 +7,7 @@
 
 pub mod build;
 pub mod comparison;
+pub mod features;
 pub mod fixture;
 pub mod ledger;
 pub mod memory;

@@ -27,6 +27,8 @@ pub struct Report {
     pub disabled_uncertainty_ns: Option<u64>,
     /// Why the trace ended; `null` while it has not.
     pub end: Option<End>,
+    /// The kernel's, by name.
+    pub features: BTreeMap<String, Feature>,
     /// By name.
     pub counters: BTreeMap<String, u64>,
     /// Over all stacks.
@@ -53,6 +55,17 @@ pub struct End {
     pub reason: String,
     /// Which signal.
     pub signal: Option<String>,
+}
+
+/// A feature of the kernel.
+#[derive(Debug, Deserialize)]
+pub struct Feature {
+    /// Whether the kernel has it.
+    pub available: bool,
+    /// Whether leaktrace uses it.
+    pub used: bool,
+    /// What it does instead.
+    pub instead: Option<String>,
 }
 
 /// Over all stacks.

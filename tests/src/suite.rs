@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{build, tracer};
+use crate::{build, features, tracer};
 
 /// What a case needs of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,15 +29,50 @@ pub enum Need {
 
 /// One case: a name, what it needs, and what it does.
 pub struct Case {
-    name: &'static str,
+    name: String,
     needs: &'static [Need],
     run: fn() -> Result<()>,
+    /// Kernel features that leaktrace is to do without.
+    without: String,
 }
 
 /// A case called `name` that runs where all of `needs` are met.
 #[must_use]
 pub fn case(name: &'static str, needs: &'static [Need], run: fn() -> Result<()>) -> Case {
-    Case { name, needs, run }
+    Case {
+        name: name.to_owned(),
+        needs,
+        run,
+        without: String::new(),
+    }
+}
+
+impl Case {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same without a feature of the kernel.
+    #[must_use]
+    pub fn without(self, feature: &str) -> Self {
+        Self {
+            name: format!("{}_without_{feature}", self.name),
+            without: feature.to_owned(),
+            ..self
+        }
+    }
+
+    /// The same without any that there is another way for.
+    #[must_use]
+    pub fn without_all(self) -> Self {
+        Self {
+            name: format!("{}_on_the_oldest_kernel", self.name),
+            without: features::FALLBACKS.join(","),
+            ..self
+        }
+    }
 }
 
 /// Runs `cases` as the command line says and gives the exit code of the test
@@ -53,12 +88,12 @@ pub fn main(cases: Vec<Case>) -> ExitCode {
 }
 
 fn trial(case: Case) -> Trial {
-    Trial::ignorable_test(case.name, move || {
+    Trial::ignorable_test(case.name.clone(), move || {
         if let Some(reason) = case.needs.iter().find_map(|need| need.missing()) {
             eprintln!("NOT RUN: {}: {reason}", case.name);
             return Ok(Completion::ignored_with(reason));
         }
-        match (case.run)() {
+        match features::without(&case.without, case.run) {
             Ok(()) => Ok(Completion::Completed),
             Err(error) => match error.downcast_ref::<NotHere>() {
                 Some(NotHere(reason)) => {

@@ -19,27 +19,19 @@ fn main() -> ExitCode {
     const CXX: &[Need] = &[Need::Tracing, Need::Cxx];
     const GO: &[Need] = &[Need::Tracing, Need::Go];
     suite::main(vec![
-        case("seccomp_strict", C, || {
-            lives("strict", &["strict"], "", 32, 1)
-        }),
-        case("seccomp_filter", C, || {
-            lives("strict", &["filter"], "", 32, 1)
-        }),
-        case("seccomp_strict_with_perf_links", C, || {
-            lives("strict", &["strict"], "uprobe_multi", 32, 1)
-        }),
+        case("seccomp_strict", C, || lives("strict", &["strict"], 32, 1)),
+        case("seccomp_filter", C, || lives("strict", &["filter"], 32, 1)),
+        case("seccomp_strict", C, || lives("strict", &["strict"], 32, 1)).without("uprobe_multi"),
         case("exceptions_out_of_operator_new", CXX, || {
-            lives("badalloc", &[], "", 56, 1)
+            lives("badalloc", &[], 56, 1)
         }),
         case("fibres_on_stacks_up_and_down", C, || {
-            lives("fibres", &[], "", 48, 8)
+            lives("fibres", &[], 48, 8)
         }),
         case("handlers_on_alternate_stacks", C, || {
-            lives("altstack", &[], "", 40, 100)
+            lives("altstack", &[], 40, 100)
         }),
-        case("go_stacks_that_grow", GO, || {
-            lives("growing", &[], "", 88, 50)
-        }),
+        case("go_stacks_that_grow", GO, || lives("growing", &[], 88, 50)),
     ])
 }
 
@@ -52,19 +44,11 @@ const TIME: Scale<Duration> = Scale {
 
 /// Works under trace for some time; each round of work leaves `blocks` blocks of
 /// `size` bytes in function `keeps`.
-fn lives(
-    name: &str,
-    arguments: &[&str],
-    disabled_features: &str,
-    size: u64,
-    blocks: u64,
-) -> Result<()> {
+fn lives(name: &str, arguments: &[&str], size: u64, blocks: u64) -> Result<()> {
     let mut fixture = Fixture::start(name, arguments)?;
     // What is allocated once only is so before.
     fixture.tell("work")?;
-    let tracer = tracer::Start::attach(fixture.pid())?
-        .without_features(disabled_features)
-        .attached()?;
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
     let until = Instant::now() + TIME.scaled();
     let mut rounds = 0;
     while Instant::now() < until {

@@ -67,18 +67,12 @@ fn ends() -> Vec<Case> {
 /// Nothing stays behind.
 fn leftovers() -> Vec<Case> {
     vec![
-        case("ended_leaktrace_leaves_nothing", C, || {
-            leaves_nothing(libc::SIGINT, "")
-        }),
-        case("killed_leaktrace_leaves_nothing", C, || {
-            leaves_nothing(libc::SIGKILL, "")
-        }),
-        case("ended_leaktrace_leaves_nothing_with_perf_links", C, || {
-            leaves_nothing(libc::SIGINT, "uprobe_multi")
-        }),
-        case("killed_leaktrace_leaves_nothing_with_perf_links", C, || {
-            leaves_nothing(libc::SIGKILL, "uprobe_multi")
-        }),
+        ended_leaves_nothing(),
+        ended_leaves_nothing().without("uprobe_multi"),
+        ended_leaves_nothing().without_all(),
+        killed_leaves_nothing(),
+        killed_leaves_nothing().without("uprobe_multi"),
+        killed_leaves_nothing().without_all(),
         case("killed_while_preparing_leaves_nothing", C, killed_early),
         case("probes_go_at_once", C, probes_go_at_once),
         case("nothing_is_written_unless_asked", C, nothing_saved),
@@ -371,15 +365,25 @@ fn sigusr1() -> Result<()> {
     fixture.finish_well()
 }
 
+fn ended_leaves_nothing() -> Case {
+    case("ended_leaktrace_leaves_nothing", C, || {
+        leaves_nothing(libc::SIGINT)
+    })
+}
+
+fn killed_leaves_nothing() -> Case {
+    case("killed_leaktrace_leaves_nothing", C, || {
+        leaves_nothing(libc::SIGKILL)
+    })
+}
+
 /// Afterwards there is no program, map or link of leaktrace's, no breakpoint in
 /// the target's code, and the target works.
-fn leaves_nothing(signal: i32, disabled_features: &str) -> Result<()> {
+fn leaves_nothing(signal: i32) -> Result<()> {
     let mut fixture = Fixture::start("tight", &[])?;
     let before = memory::code(fixture.pid())?;
     let pair_fs = fixture.number("speed")?;
-    let mut tracer = tracer::Start::attach(fixture.pid())?
-        .without_features(disabled_features)
-        .attached()?;
+    let mut tracer = tracer::Start::attach(fixture.pid())?.attached()?;
     fixture.tell("tight")?;
     let held = objects::held_by(tracer.pid())?;
     let programs = held

@@ -7,18 +7,38 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Result, ensure};
 use leaktrace_tests::{
     comparison::{Expected, check_exact, check_sums},
+    features::FALLBACKS,
     fixture::{Fixture, Start},
     report::Report,
-    suite::{self, Case, Need, case},
+    suite::{self, Case, Need, case, scaled},
     tracer,
 };
 
 const C: &[Need] = &[Need::Tracing, Need::C];
 
+/// Rules by which each fallback shows whether it does what it stands for: every
+/// signature, calls inside calls, blocks that move, and who is seen.
+const TRIED_WITHOUT: [&str; 4] = [
+    "every_function_counts_what_was_requested",
+    "nested_calls_count_once",
+    "realloc_to_more_moves_the_block_to_its_site",
+    "forked_child_is_not_its_parent",
+];
+
 fn main() -> ExitCode {
-    let mut cases = family();
-    cases.extend(processes());
-    cases.extend(interrupted());
+    let all = || family().into_iter().chain(processes()).chain(interrupted());
+    let one_of = |names: &'static [&str], case: &Case| names.contains(&case.name());
+    let mut cases: Vec<Case> = all().collect();
+    // On the short scale, of what single calls do only that.
+    let calls = family()
+        .into_iter()
+        .filter(|case| scaled(true, one_of(&TRIED_WITHOUT, case)));
+    let oldest = calls.chain(processes()).chain(interrupted());
+    cases.extend(oldest.map(Case::without_all));
+    for feature in FALLBACKS {
+        let tried = all().filter(|case| one_of(scaled(&TRIED_WITHOUT, &TRIED_WITHOUT[..1]), case));
+        cases.extend(tried.map(|case| case.without(feature)));
+    }
     suite::main(cases)
 }
 
@@ -105,17 +125,10 @@ fn processes() -> Vec<Case> {
         case("forked_child_is_not_its_parent", C, || {
             exact("copied-child", &[("allocates", 77, 1)]).map(drop)
         }),
-        case("forked_child_is_not_its_parent_with_perf_links", C, || {
-            let report = play("rules", "copied-child", "uprobe_multi")?;
-            check(&report, &[("allocates", 77, 1)])
-        }),
         case("threads_that_come_and_go", C, passing_threads),
         case("threads_that_get_each_others_addresses", C, juggled),
         case("main_thread_has_ended_before", C, main_thread_ended_before),
-        case("main_thread_ends_while_traced", C, || main_thread_ends("")),
-        case("main_thread_ends_while_traced_with_perf_links", C, || {
-            main_thread_ends("uprobe_multi")
-        }),
+        case("main_thread_ends_while_traced", C, main_thread_ends),
         case(
             "main_thread_has_ended_and_another_tracer_detaches",
             C,
@@ -163,7 +176,7 @@ fn interrupted() -> Vec<Case> {
         }),
         case("nested_call_left_by_longjmp", C, || left("left-nested")),
         case("signal_handler_that_allocates_inside_malloc", C, || {
-            let report = play("custom", "interrupted-by-malloc", "")?;
+            let report = play("custom", "interrupted-by-malloc")?;
             check(&report, &[("is_left", 100, 1)])?;
             counted(&report, "nested_alloc", 1)?;
             ensure!(!report.totals.exact, "the report calls itself exact");
@@ -179,11 +192,9 @@ fn interrupted() -> Vec<Case> {
 }
 
 /// Plays a scene while leaktrace watches, and gives the report.
-fn play(fixture: &str, scene: &str, disabled_features: &str) -> Result<Report> {
+fn play(fixture: &str, scene: &str) -> Result<Report> {
     let mut fixture = Fixture::start(fixture, &[scene])?;
-    let tracer = tracer::Start::attach(fixture.pid())?
-        .without_features(disabled_features)
-        .attached()?;
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
     fixture.tell("play")?;
     let report = tracer.report()?;
     fixture.finish_well()?;
@@ -198,7 +209,7 @@ fn check(report: &Report, held: &[(&str, u64, u64)]) -> Result<()> {
 /// A scene of `rules.c` that leaves this held, exactly, and no unknown frees
 /// but those of blocks from before.
 fn exact(scene: &str, held: &[(&str, u64, u64)]) -> Result<Report> {
-    let report = play("rules", scene, "")?;
+    let report = play("rules", scene)?;
     check(&report, held)?;
     check_exact(&report)?;
     if scene != "blocks-from-before" {
@@ -208,7 +219,7 @@ fn exact(scene: &str, held: &[(&str, u64, u64)]) -> Result<Report> {
 }
 
 fn custom(scene: &str, held: &[(&str, u64, u64)]) -> Result<Report> {
-    let report = play("custom", scene, "")?;
+    let report = play("custom", scene)?;
     check(&report, held)?;
     counted(&report, "unknown_free", 0)?;
     Ok(report)
@@ -232,7 +243,7 @@ fn freed(report: &Report, blocks: u64) -> Result<()> {
 /// strdup calls malloc inside the C library, which keeps no frame pointers: the
 /// total is right, the caller not yet known.
 fn copies() -> Result<()> {
-    let report = play("rules", "copies", "")?;
+    let report = play("rules", "copies")?;
     check_exact(&report)?;
     Expected::of(&[("duplicates", 7 * 21, 7)]).check_total(&report)
 }
@@ -240,7 +251,7 @@ fn copies() -> Result<()> {
 /// A vfork child works in its parent's memory: either its calls are counted, or
 /// the report says that some were not seen.
 fn vfork_child() -> Result<()> {
-    let report = play("rules", "shared-child", "")?;
+    let report = play("rules", "shared-child")?;
     check_sums(&report)?;
     if report.counter("vfork")? > 0 {
         ensure!(
@@ -254,7 +265,7 @@ fn vfork_child() -> Result<()> {
 
 /// 200 threads leave one block each; libc allocates for them besides.
 fn passing_threads() -> Result<()> {
-    let report = play("rules", "passing-threads", "")?;
+    let report = play("rules", "passing-threads")?;
     check_exact(&report)?;
     let left = report
         .by_caller()
@@ -303,11 +314,9 @@ fn main_thread_ended_before() -> Result<()> {
 
 /// Links that are bound to the process may fall silent with its main thread:
 /// the report is right, or says that calls went unseen.
-fn main_thread_ends(disabled_features: &str) -> Result<()> {
+fn main_thread_ends() -> Result<()> {
     let mut fixture = Fixture::start("rules", &["every-function"])?;
-    let tracer = tracer::Start::attach(fixture.pid())?
-        .without_features(disabled_features)
-        .attached()?;
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
     fixture.tell("end-main")?;
     fixture.tell("play")?;
     fixture.tell("play")?;
@@ -371,7 +380,7 @@ fn left(scene: &str) -> Result<()> {
 
 /// A thread that ends inside malloc holds nothing of it; the report says so.
 fn exit_in_call(scene: &str) -> Result<()> {
-    let report = play("custom", scene, "")?;
+    let report = play("custom", scene)?;
     check_sums(&report)?;
     let callers = report.by_caller();
     let held = |name: &str| callers.get(name).map_or(0, |sums| sums.live_bytes());

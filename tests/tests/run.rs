@@ -27,11 +27,8 @@ fn main() -> ExitCode {
             C,
             constructors,
         ),
-        case(
-            "constructors_are_seen_with_perf_links",
-            C,
-            constructors_perf,
-        ),
+        case("constructors_are_seen", C, constructors).without("uprobe_multi"),
+        case("constructors_are_seen", C, constructors).without_all(),
         case("exit_status_is_the_commands", C, exit_status),
         case("death_by_signal_is_128_and_more", C, death_by_signal),
         case("stdin_and_stdout_pass_through", C, pass_through),
@@ -58,6 +55,13 @@ fn main() -> ExitCode {
             "a_signal_after_the_one_that_ended_leaves_at_once",
             C,
             || signals_while_reporting(Signals::OneBeforeAndOneAfter),
+        ),
+        case("report_on_stdout_is_printed_once", C, printed_once),
+        case("script_for_env_is_traced_as_what_it_names", C, env_script),
+        case(
+            "command_that_execs_another_is_told_how_to_trace_that",
+            &[Need::Tracing],
+            exec_other,
         ),
     ])
 }
@@ -89,14 +93,6 @@ fn check(ended: &Ended) -> Result<()> {
 /// exactly, with symbols although the process has ended.
 fn constructors() -> Result<()> {
     let ended = run(&[])?;
-    ended.expect_status(0)?;
-    check(&ended)
-}
-
-fn constructors_perf() -> Result<()> {
-    let ended = Start::run(&[], &command(&[])?)?
-        .without_features("uprobe_multi")
-        .ended()?;
     ended.expect_status(0)?;
     check(&ended)
 }
@@ -239,6 +235,47 @@ fn own_failure() -> Result<()> {
     )
 }
 
+/// With `-o txt:-` the report is the output, and not printed beside it.
+fn printed_once() -> Result<()> {
+    let ended = Start::run(&["-o", "txt:-"], &command(&[])?)?.ended()?;
+    ended.expect_status(0)?;
+    let printed = |text: &str| text.matches("Not seen, or not exactly:").count();
+    let counts = (printed(&ended.stdout), printed(&ended.stderr.join("\n")));
+    ensure!(counts == (1, 0), "{counts:?} times");
+    Ok(())
+}
+
+/// env(1) only finds the interpreter: from the first instruction on it is the
+/// interpreter that is seen.
+fn env_script() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let script = directory.path().join("script");
+    let program = build::fixture("constructors")?;
+    std::fs::write(
+        &script,
+        format!("#!/usr/bin/env -S {} exit 42\n", program.display()),
+    )?;
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let ended = Start::run(&[], &[script.display().to_string()])?.ended()?;
+    ended.expect_status(42)?;
+    check(&ended)
+}
+
+fn exec_other() -> Result<()> {
+    let command = ["sh", "-c", "exec sleep 1"];
+    let ended = Start::run(&[], &command)?.ended()?;
+    let sleep = leaktrace_tests::fixture::which("sleep")?.canonicalize()?;
+    let sleep = sleep.display();
+    for text in [
+        format!("The report is about sh only, which replaced itself by {sleep} (exec). "),
+        format!("leaktrace run -- {sleep} ARGUMENTS\n"),
+        "leaktrace waits for its end, to end with its exit status".into(),
+    ] {
+        says(&ended, 0, &text)?;
+    }
+    Ok(())
+}
+
 /// What the command's own exec makes of it is another program: none of its
 /// calls count, and its status is still passed on.
 fn exec() -> Result<()> {
@@ -339,6 +376,7 @@ fn duration() -> Result<()> {
     let ended = Start::run(&["--duration", "300ms"], &command(&["sleep", "1500"])?)?.ended()?;
     ended.expect_status(0)?;
     check(&ended)?;
+    says(&ended, 0, "goes on untraced; leaktrace waits for its end")?;
     ensure!(
         ended.took.as_millis() >= 1000,
         "it ended after {:?}",

@@ -4,7 +4,7 @@
 use std::{os::fd::AsFd, ptr::NonNull};
 
 use anyhow::{Context as _, Result};
-use leaktrace_common::control::{Control, USUAL_TRAMPOLINE};
+use leaktrace_common::{arch::USUAL_TRAMPOLINE, control::Control};
 use rustix::{
     mm::{MapFlags, ProtFlags, mmap, munmap},
     time::{ClockId, clock_gettime},

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+pub const BPF_MAP_CREATE: u32 = 0;
 pub const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 pub const BPF_MAP_UPDATE_ELEM: u32 = 2;
 pub const BPF_MAP_GET_NEXT_KEY: u32 = 4;
@@ -47,6 +48,31 @@ pub unsafe fn bpf_fd<T>(command: u32, attributes: &mut T) -> io::Result<OwnedFd>
     let fd = unsafe { bpf(command, attributes) }?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub const BPF_MAP_TYPE_HASH: u32 = 1;
+pub const BPF_MAP_TYPE_ARRAY: u32 = 2;
+
+/// Creates a map with one entry, keys and values of 4 bytes: to see whether the
+/// kernel does.
+pub fn create_map(kind: u32, flags: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct MapAttributes {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+    }
+    let mut attributes = MapAttributes {
+        map_type: kind,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        map_flags: flags,
+    };
+    // SAFETY: nothing points anywhere.
+    unsafe { bpf_fd(BPF_MAP_CREATE, &mut attributes) }
 }
 
 /// Attributes of the commands on one element.

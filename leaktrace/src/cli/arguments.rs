@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use super::quantity::{self, Overhead};
 use crate::{
@@ -57,9 +57,9 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("process").required(true).args(["pid", "name"]))]
 pub struct Attach {
     /// Process to watch
-    #[arg(required_unless_present = "name", conflicts_with = "name")]
     pid: Option<u32>,
     /// Watch the process with this command name, or file name of its executable
     #[arg(long)]
@@ -269,7 +269,8 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         let parse = |line: &str| Arguments::try_parse_from(line.split_whitespace());
-        assert!(parse("leaktrace attach").is_err());
+        let nobody = parse("leaktrace attach").unwrap_err().to_string();
+        assert!(nobody.contains("--name <NAME>"), "{nobody}");
         assert!(parse("leaktrace attach 1 --name x").is_err());
         assert!(parse("leaktrace run").is_err());
         let Command::Attach(attach) = parse("leaktrace attach 1 --min-size 2k --max-size 1k")

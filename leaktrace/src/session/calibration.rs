@@ -46,7 +46,7 @@ pub fn calibrate(
     let mappings = mapping::read_mappings(&own).context("reading leaktrace's own mappings")?;
     let (files, _) = mapped_file::open_executable_files(&own, &mappings);
     let plan = Plan::of(&files, ability)?;
-    let preferred = if features.has(Feature::UprobeMulti) && features.has(Feature::AttachCookie) {
+    let preferred = if features.has(Feature::UprobeMulti) {
         LinkKind::Multi
     } else {
         LinkKind::Perf

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Launch, TraceOptions,
+    Launch, TraceOptions, messages,
     plan::Plan,
     progress::Progress,
     signals,
@@ -16,6 +16,7 @@ use crate::{
     exit::Outcome,
     host::priority,
     launch::{Child, Command, Inherited, LaunchError, loader, user::User},
+    model::EndReason,
     say,
     target::{Process, mapped_file::MappedFile, mapping_watch::MappingWatch},
 };
@@ -99,7 +100,21 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
             false
         }
     };
+    let replaced = match &finished {
+        Ok(it) if it.report.end == Some(EndReason::TargetExec) => {
+            Some(it.report.process.name.clone())
+        }
+        _ => None,
+    };
     signals.over(&child);
+    if child.outcome()?.is_none()
+        && let Ok(now) = Process::of_child(child.pid(), &path)
+    {
+        if let Some(first) = replaced {
+            say!("{}", messages::replaced(&first, &now.info()));
+        }
+        say!("{}", messages::waiting(&now.info()));
+    }
     let ended = child.reap()?.exit_code();
     Ok(if refused {
         Outcome::Refused
@@ -114,7 +129,7 @@ fn command(launch: &Launch) -> Result<Command> {
     if let Some(name) = &launch.user {
         command.user = Some(User::look_up(name)?);
     }
-    Ok(command)
+    Ok(command.past_env())
 }
 
 fn refused_launch(error: &LaunchError) -> Result<Outcome> {

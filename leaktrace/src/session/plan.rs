@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     allocator::{self, WatchedFunction},
+    arch,
     bpf::{PlannedFile, PlannedProbe},
     model::WatchedFileInfo,
     probe_site::KernelAbility,
@@ -15,9 +16,6 @@ use crate::{
         mapping::{self, Device},
     },
 };
-
-/// What the kernel puts over a probed instruction (x86_64: `int3`).
-const BREAKPOINT: u8 = 0xcc;
 
 /// The probes of a trace.
 #[derive(Default)]
@@ -116,10 +114,10 @@ impl Plan {
                     && (mapping.offset..mapping.offset + length).contains(&offset)
             })?;
             let address = mapping.start + (offset - mapping.offset);
-            let mut byte = [0];
+            let mut instruction = [0; arch::BREAKPOINT.len()];
             let memory = File::open(process.directory().ok()?.join("mem")).ok()?;
-            memory.read_exact_at(&mut byte, address).ok()?;
-            Some(byte[0] == BREAKPOINT)
+            memory.read_exact_at(&mut instruction, address).ok()?;
+            Some(instruction == arch::BREAKPOINT)
         };
         breakpoint().unwrap_or(false)
     }

@@ -49,6 +49,8 @@ pub struct Watch {
     pub cost: CostWatch,
     pub clock: Option<CpuClock>,
     pub memory: MemorySample,
+    /// When `memory` was read, since the start; `None` for at the start.
+    pub memory_read: Option<Duration>,
     /// How many times the target may exec before its image is another one: 1
     /// for a command that we start.
     pub expected_execs: u64,
@@ -142,6 +144,9 @@ impl Watch {
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
                         self.look_around(maps, reporter)?;
+                    } else if checks < LEARN_EVERY {
+                        // Of a process that soon ends, at least this is known.
+                        self.sample_memory();
                     }
                 },
                 _ = table.tick(), if !self.options.quiet => {
@@ -208,6 +213,7 @@ impl Watch {
         maps.control().set_target(self.process.pid(), true);
         let generation = u8::from(self.tracer.has_cookies());
         let kind = self.attachment.kind;
+        self.tracer.count_unseen_vforks(kind, Scope::Everyone)?;
         let unbound = self.tracer.attach(
             kind,
             &self.plan.files,
@@ -257,7 +263,9 @@ impl Watch {
             ages: None,
             alloc_rate: 0.0,
             cost: None,
+            cost_cpus: None,
             memory: self.memory,
+            memory_read: self.memory_read,
         });
         Ok(())
     }
@@ -266,6 +274,7 @@ impl Watch {
         let memory = memory::sample(&self.process);
         if memory.rss.is_some() {
             self.memory = memory;
+            self.memory_read = Some(self.started.elapsed());
         }
     }
 
@@ -285,7 +294,9 @@ impl Watch {
                 None
             },
             cost: self.cost.total_share(),
+            cost_cpus: self.cost.total_cpus(),
             memory: self.memory,
+            memory_read: self.memory_read,
         })
     }
 
@@ -333,7 +344,9 @@ impl Watch {
             ages: Some(ages),
             alloc_rate: calls as f64 / elapsed.as_secs_f64().max(1e-3),
             cost: self.cost.total_share(),
+            cost_cpus: self.cost.total_cpus(),
             memory: self.memory,
+            memory_read: self.memory_read,
         };
         reporter.finish(snapshot, disabled, Vec::new())
     }

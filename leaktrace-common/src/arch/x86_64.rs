@@ -1,0 +1,10 @@
+//! x86-64.
+
+/// Bits of an address in user space that are not always 0: with four levels of
+/// page tables, 47 would do. With five, only programs that ask for it get more.
+pub const ADDRESS_BITS: u32 = 48;
+
+/// Where the kernel puts the trampoline of return probes unless that page is
+/// taken: the last page of the user address space (`xol_add_vma` in
+/// `kernel/events/uprobes.c`).
+pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
