@@ -31,9 +31,12 @@ pub struct Control {
     pub min_size: u64,
     /// Largest requested size that is recorded, bytes.
     pub max_size: u64,
+    /// `CLOCK_MONOTONIC` at the exec that cleared `enabled`, nanoseconds; 0
+    /// before.
+    pub exec_ns: u64,
 }
 
-const _: () = assert!(size_of::<Control>() == 48);
+const _: () = assert!(size_of::<Control>() == 56);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.
