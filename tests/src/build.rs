@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     process::Command,
-    time::SystemTime,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -63,15 +62,15 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
     match name {
         "custom" => {
             let library = library("fixturealloc")?;
-            compile(&source, &program, &with_library(&library)?)?;
+            compile(&source, &program, &with_library(&library))?;
         }
         "partial" => {
             let library = library("partalloc")?;
-            compile(&source, &program, &with_library(&library)?)?;
+            compile(&source, &program, &with_library(&library))?;
         }
         "constructors" => {
             let library = library("constructed")?;
-            compile(&source, &program, &with_library(&library)?)?;
+            compile(&source, &program, &with_library(&library))?;
         }
         _ => compile(&source, &program, &[])?,
     }
@@ -147,7 +146,17 @@ pub fn target_directory() -> Result<PathBuf> {
         .with_context(|| format!("{} is not in cargo's target directory", program.display()))
 }
 
+/// Where fixtures lie that were built elsewhere, for a machine without compilers
+/// and sources: `LEAKTRACE_FIXTURES`.
+fn prebuilt() -> Option<PathBuf> {
+    let directory = std::env::var_os("LEAKTRACE_FIXTURES")?;
+    (!directory.is_empty()).then(|| directory.into())
+}
+
 fn directory() -> Result<PathBuf> {
+    if let Some(directory) = prebuilt() {
+        return Ok(directory);
+    }
     let directory = target_directory()?.join("fixtures");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     hand_over(&directory)?;
@@ -159,27 +168,32 @@ fn directory() -> Result<PathBuf> {
 /// # Errors
 /// When it does not compile.
 pub fn library(name: &str) -> Result<PathBuf> {
-    let library = directory()?.join(format!("lib{name}.so"));
-    let flags = ["-shared", "-fPIC", "-ftls-model=initial-exec"].map(String::from);
+    let file = format!("lib{name}.so");
+    let library = directory()?.join(&file);
+    // Without a name of its own it would be looked for where it was built.
+    let named = format!("-Wl,-soname,{file}");
+    let flags = ["-shared", "-fPIC", "-ftls-model=initial-exec", &named].map(String::from);
     compile(&sources().join(format!("{name}.c")), &library, &flags)?;
     Ok(library)
 }
 
-fn with_library(library: &Path) -> Result<Vec<String>> {
-    let directory = library
-        .parent()
-        .context("a library without a directory")?
-        .display();
-    Ok(vec![
+/// Flags that link a library which will lie beside the program.
+fn with_library(library: &Path) -> Vec<String> {
+    vec![
         library.display().to_string(),
-        format!("-Wl,-rpath,{directory}"),
-    ])
+        "-Wl,-rpath,$ORIGIN".to_owned(),
+    ]
 }
 
 fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
     if is_fresh(program)? {
         return Ok(());
     }
+    ensure!(
+        prebuilt().is_none(),
+        "{} was not built beforehand",
+        program.display()
+    );
     let extension = source.extension().and_then(|extension| extension.to_str());
     // Under a name of its own first: a build that is interrupted leaves nothing
     // that looks ready.
@@ -229,12 +243,16 @@ fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
 }
 
 /// Whether `program` is newer than everything it may be made of (all sources:
-/// they are few).
+/// they are few) and this file, which says how.
 fn is_fresh(program: &Path) -> Result<bool> {
     let Ok(built) = fs::metadata(program).and_then(|metadata| metadata.modified()) else {
         return Ok(false);
     };
-    let mut newest = SystemTime::UNIX_EPOCH;
+    if prebuilt().is_some() {
+        return Ok(true);
+    }
+    let how = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/build.rs");
+    let mut newest = fs::metadata(how)?.modified()?;
     for entry in fs::read_dir(sources()).context("listing the fixtures' sources")? {
         newest = newest.max(entry?.metadata()?.modified()?);
     }

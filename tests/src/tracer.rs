@@ -16,6 +16,7 @@ use crate::{
     build, features,
     fixture::{last_error, wait_for},
     report::Report,
+    suite,
 };
 
 /// How long attaching, and ending with all outputs, may take on a busy machine.
@@ -144,6 +145,7 @@ impl Start {
     }
 
     fn start_with(mut self, collect: bool) -> Result<Tracer> {
+        self.keep_tables_small();
         if collect {
             self.command.stdout(Stdio::piped());
         }
@@ -187,6 +189,19 @@ impl Start {
             stdout,
             directory: self.directory,
         })
+    }
+
+    /// In an emulated machine it takes a second to clear the memory of tables that
+    /// no case there fills.
+    fn keep_tables_small(&mut self) {
+        let traces = |word: &OsStr| word == "attach" || word == "run";
+        let arguments = || self.command.get_args();
+        if suite::is_emulated()
+            && arguments().any(traces)
+            && !arguments().any(|word| word == "--max-blocks" || word == "--")
+        {
+            self.command.args(["--max-blocks", "100k"]);
+        }
     }
 
     /// Starts it and waits until its probes are live.
@@ -282,6 +297,18 @@ impl Tracer {
     pub fn report(mut self) -> Result<Report> {
         self.signal(libc::SIGINT)?;
         self.ended()?.report()
+    }
+
+    /// Ctrl-C, then the whole JSON report as it was written.
+    ///
+    /// # Errors
+    /// When it does not end with status 0 and a report.
+    pub fn json_report(mut self) -> Result<serde_json::Value> {
+        self.signal(libc::SIGINT)?;
+        let ended = self.ended()?;
+        ended.report()?;
+        let text = std::fs::read_to_string(ended.directory.path().join("report.json"))?;
+        Ok(serde_json::from_str(&text)?)
     }
 
     /// Waits for its end.
