@@ -31,15 +31,12 @@ pub struct Control {
     pub min_size: u64,
     /// Largest requested size that is recorded, bytes.
     pub max_size: u64,
+    /// `CLOCK_MONOTONIC` at the exec that cleared `enabled`, nanoseconds; 0
+    /// before.
+    pub exec_ns: u64,
 }
 
-/// Where the kernel puts the trampoline unless that page is taken: the last
-/// page of the user address space on x86_64 (`xol_add_vma` in
-/// `kernel/events/uprobes.c`) with page tables of four levels. With five it is
-/// found only by looking.
-pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
-
-const _: () = assert!(size_of::<Control>() == 48);
+const _: () = assert!(size_of::<Control>() == 56);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

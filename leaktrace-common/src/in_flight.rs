@@ -33,8 +33,8 @@ pub struct InFlight {
     pub window: [u64; WINDOW_WORDS + 2],
     /// Where on the stack the window's first word is from.
     pub window_start: u64,
-    /// Frames that begin before this many bytes into the window are whole.
-    pub window_end: u64,
+    /// How many bytes of the window are valid.
+    pub window_size: u64,
     /// Non-zero when a whole window could not be read: near the end of a stack.
     pub window_failed: u64,
     /// The frame pointer before the one that is looked at.
@@ -64,7 +64,7 @@ impl InFlight {
         },
         window: [0; WINDOW_WORDS + 2],
         window_start: 0,
-        window_end: 0,
+        window_size: 0,
         window_failed: 0,
         last_frame_pointer: 0,
     };

@@ -1,5 +1,7 @@
 //! The live table: blocks that were allocated and not given back.
 
+use crate::arch::ADDRESS_BITS;
+
 /// Address and process of a block.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -62,20 +64,19 @@ pub struct Bucket {
     pub padding: [u64; 3],
 }
 
-/// A block's key in a bucket: its address with the process in the upper 16
-/// bits, which are 0 in addresses of user space (with four levels of page
-/// tables; with five, only programs that ask for it get more).
+/// A block's key in a bucket: its address with the process in the upper bits,
+/// which are 0 in addresses of user space.
 #[inline(always)]
 #[must_use]
 pub const fn slot_key(address: u64, process: u64) -> u64 {
-    address ^ process << 48
+    address ^ process << ADDRESS_BITS
 }
 
 /// The address in a key.
 #[inline(always)]
 #[must_use]
 pub const fn slot_address(key: u64, process: u64) -> u64 {
-    key ^ process << 48
+    key ^ process << ADDRESS_BITS
 }
 
 /// The number of a key's home: multiplication by 2^64 divided by the golden

@@ -7,28 +7,52 @@ pub const MAX_FRAMES: usize = 128;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StackEnd {
-    /// The chain of frame pointers ended with 0. Complete only if the last
-    /// frame is where a thread begins, which userspace decides.
+    /// The chain of frame pointers, or of return addresses, ended with 0.
+    /// Complete only if the last frame is where a thread begins, which userspace
+    /// decides.
     ChainEnd = 0,
     /// [`MAX_FRAMES`] reached.
     TooDeep = 1,
     /// A frame pointer that can't be one: not above the last, not aligned, or
     /// far from the stack. The function keeps no frame pointers.
     BadFramePointer = 2,
-    /// Memory at the frame pointer could not be read.
+    /// The stack's memory could not be read.
     Unreadable = 3,
     /// The stack itself could not be stored; there are no frames.
     NotStored = 4,
+    /// Unwind tables say that the last frame has no caller, and led there all
+    /// the way.
+    Complete = 5,
+    /// As complete, but a frame pointer was guessed on the way.
+    Guessed = 6,
+    /// An address that no known mapping holds.
+    NoMapping = 7,
+    /// Code that the unwind tables do not cover.
+    Gap = 8,
+    /// Code whose unwind information is of a kind that is not supported.
+    UnsupportedRule = 9,
+    /// The unwind tables led to a stack pointer that can't be one: not above the
+    /// last, or not aligned.
+    BadStackPointer = 10,
+    /// No memory to unwind in: too many programs were interrupted at once.
+    NoScratch = 11,
 }
 
 impl StackEnd {
     /// Every end, in the order of its number.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 12] = [
         Self::ChainEnd,
         Self::TooDeep,
         Self::BadFramePointer,
         Self::Unreadable,
         Self::NotStored,
+        Self::Complete,
+        Self::Guessed,
+        Self::NoMapping,
+        Self::Gap,
+        Self::UnsupportedRule,
+        Self::BadStackPointer,
+        Self::NoScratch,
     ];
 
     /// The end with this number.

@@ -10,11 +10,11 @@ use leaktrace_common::{
 };
 
 use crate::{
+    arch::{Arguments, RETURN_ADDRESS_SIZE, Registers},
     counters::count,
     in_flight,
     live::LiveTable,
     maps::{CONTROL, IN_FLIGHT},
-    registers::{Arguments, RETURN_ADDRESS_SIZE, Registers},
     stacks, user_memory,
 };
 

@@ -16,12 +16,12 @@
 #[macro_use]
 mod debug_log;
 
+mod arch;
 mod calls;
 mod counters;
 mod in_flight;
 mod live;
 mod maps;
-mod registers;
 mod stacks;
 mod threads;
 mod user_memory;
@@ -35,7 +35,7 @@ use aya_ebpf::{
 };
 use leaktrace_common::function::{Cookie, FIXED};
 
-use crate::registers::Registers;
+use crate::arch::Registers;
 
 /// Keeps a program's variables on the stack of the thread that it interrupts.
 ///

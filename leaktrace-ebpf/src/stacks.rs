@@ -72,11 +72,6 @@ const WINDOW_BYTES: u64 = 8 * WINDOW_WORDS as u64;
 /// A saved frame pointer with the return address above it.
 const FRAME_BYTES: u64 = 16;
 
-/// Frames that begin before this are whole in a window of so many bytes.
-const fn end_of(bytes: u64) -> u64 {
-    bytes - FRAME_BYTES + 1
-}
-
 macro_rules! field {
     ($window:expr, $name:ident) => {
         // The record is a value of the map and stays there while its thread runs
@@ -91,7 +86,7 @@ impl Window {
         let window = Self(record);
         // SAFETY: pointers into the record.
         unsafe {
-            field!(window, window_end).write_volatile(0);
+            field!(window, window_size).write_volatile(0);
             field!(window, window_failed).write_volatile(0);
         }
         window
@@ -100,22 +95,13 @@ impl Window {
     /// The two words at `address`, which is a multiple of 8.
     #[inline(always)]
     fn frame(self, address: u64) -> Option<(u64, u64)> {
-        // SAFETY: pointers into the record.
-        let (start, end) = unsafe {
-            (
-                field!(self, window_start).read_volatile(),
-                field!(self, window_end).read_volatile(),
-            )
-        };
-        let mut offset = address.wrapping_sub(start);
-        // The offset itself is compared, not a sum with it: the verifier of 6.12.107
-        // loses the bounds of one when it learns those of the other.
-        if offset >= WINDOW_BYTES || offset >= end {
-            if !self.fill(address) {
-                return None;
-            }
-            offset = 0;
+        if !self.holds(address) && !self.fill(address) {
+            return None;
         }
+        // Computed from what is read again, so that the verifier finds the same
+        // state whether the window was filled or not.
+        // SAFETY: a pointer into the record.
+        let offset = address.wrapping_sub(unsafe { field!(self, window_start).read_volatile() });
         let index = (offset / 8) as usize & (WINDOW_WORDS - 1);
         // SAFETY: the window has two words more than the mask lets through.
         unsafe {
@@ -127,6 +113,20 @@ impl Window {
         }
     }
 
+    /// Whether the frame at `address` is in the copy.
+    #[inline(always)]
+    fn holds(self, address: u64) -> bool {
+        // SAFETY: pointers into the record.
+        let (start, size) = unsafe {
+            (
+                field!(self, window_start).read_volatile(),
+                field!(self, window_size).read_volatile(),
+            )
+        };
+        let offset = address.wrapping_sub(start);
+        offset < WINDOW_BYTES && offset + FRAME_BYTES <= size
+    }
+
     /// Copies from `address` on.
     #[inline(always)]
     fn fill(self, address: u64) -> bool {
@@ -136,12 +136,12 @@ impl Window {
             field!(self, window_start).write_volatile(address);
             if field!(self, window_failed).read_volatile() == 0 {
                 if user_memory::copy(words, WINDOW_BYTES as usize, address) {
-                    field!(self, window_end).write_volatile(end_of(WINDOW_BYTES));
+                    field!(self, window_size).write_volatile(WINDOW_BYTES);
                     return true;
                 }
                 field!(self, window_failed).write_volatile(1);
             }
-            field!(self, window_end).write_volatile(end_of(FRAME_BYTES));
+            field!(self, window_size).write_volatile(FRAME_BYTES);
             user_memory::copy(words, FRAME_BYTES as usize, address)
         }
     }
@@ -246,17 +246,24 @@ pub fn sums_for(
     (NOT_STORED, SUMS.get_ptr_mut(NOT_STORED))
 }
 
-/// Whether the stack with this id is the one with this check.
+/// Whether the stack with this id is the one with this check, as far as is
+/// known: another CPU may be just storing it.
 #[inline(always)]
 fn is_stored(id: u64, check: u64) -> bool {
     match STACKS.get_ptr(id) {
-        // SAFETY: entries of this map are never removed while programs run.
-        Some(stack) => unsafe { (*stack).check == check },
+        Some(stack) => {
+            // SAFETY: entries of this map are never removed while programs run;
+            // volatile since another CPU may write it.
+            let stored = unsafe { (&raw const (*stack).check).read_volatile() };
+            stored == check || stored == 0
+        }
         None => false,
     }
 }
 
-/// Stores a stack that was not met before, and makes its sums.
+/// Stores a stack that was not met before, and makes its sums. Of several
+/// threads that meet it at the same time, the one that enters it in the table
+/// writes its frames.
 #[inline(always)]
 fn store(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
     let id = record.stack_id;
@@ -265,24 +272,19 @@ fn store(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64) -> bool 
     };
     // SAFETY: the array lives as long as the program.
     match STACKS.insert(id, unsafe { &*empty }, BPF_NOEXIST) {
-        // Present already: another CPU is just storing it.
-        Ok(()) | Err(EEXIST) => {}
-        Err(error) => {
-            count(if error == E2BIG {
-                Counter::StackTableFull
-            } else {
-                Counter::StackTableOther
-            });
-            return false;
+        Ok(()) => {
+            let Some(stack) = STACKS.get_ptr_mut(id) else {
+                return false;
+            };
+            fill(record, stack_pointer, frame_pointer, stack);
         }
-    }
-    let Some(stack) = STACKS.get_ptr_mut(id) else {
-        return false;
-    };
-    // Two CPUs that store the same stack write the same bytes.
-    if !fill(record, stack_pointer, frame_pointer, stack) {
-        count(Counter::StackChanged);
-        return false;
+        Err(EEXIST) => {
+            if !is_stored(id, record.stack_check) {
+                count(Counter::StackCollision);
+                return false;
+            }
+        }
+        Err(error) => return refused(error),
     }
     let sums = StackSums {
         check: record.stack_check,
@@ -290,29 +292,34 @@ fn store(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64) -> bool 
     };
     match SUMS.insert(id, &sums, BPF_NOEXIST) {
         Ok(()) | Err(EEXIST) => true,
-        Err(_) => {
-            count(Counter::StackTableFull);
-            false
-        }
+        Err(error) => refused(error),
     }
 }
 
-/// Walks the record's stack again and writes it down; false when it is no
-/// longer the same.
+/// Counts what one of the tables of stacks refused.
 #[inline(always)]
-fn fill(
-    record: &mut InFlight,
-    stack_pointer: u64,
-    frame_pointer: u64,
-    stack: *mut StackRecord,
-) -> bool {
+fn refused(error: i32) -> bool {
+    count(if error == E2BIG {
+        Counter::StackTableFull
+    } else {
+        Counter::StackTableOther
+    });
+    false
+}
+
+/// Walks the record's stack again and writes it down. When it is no longer the
+/// same, the frame pointer did not point to frames, which no call changes below
+/// its callers: then only the caller is known, and the id is the entry's all
+/// the same, so that the next call from there is met again.
+#[inline(always)]
+fn fill(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64, stack: *mut StackRecord) {
     let mut hash = StackHash::SEED;
     hash.mix(record.function_ip);
     hash.mix(record.return_address);
     // SAFETY: a value of the map, which is never removed.
     let frames = unsafe { (&raw mut (*stack).frames).cast::<u64>() };
     let window = Window::new(record);
-    let (end, depth) = walk(window, stack_pointer, frame_pointer, |index, address| {
+    let (mut end, mut depth) = walk(window, stack_pointer, frame_pointer, |index, address| {
         hash.mix(address);
         if index < MAX_FRAMES {
             // SAFETY: just checked.
@@ -321,7 +328,8 @@ fn fill(
     });
     let hash = hash.finish(end);
     if hash.id != record.stack_id || hash.check != record.stack_check {
-        return false;
+        count(Counter::StackChanged);
+        (end, depth) = (StackEnd::BadFramePointer as u32, 2);
     }
     // SAFETY: a value of the map, which is never removed.
     unsafe {
@@ -329,9 +337,9 @@ fn fill(
         frames.add(1).write(record.return_address);
         (*stack).end = end;
         (*stack).depth = depth;
-        (*stack).check = record.stack_check;
+        // Last: it says that the rest is there.
+        (&raw mut (*stack).check).write_volatile(record.stack_check);
     }
-    true
 }
 
 /// A block is entered.

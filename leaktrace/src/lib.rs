@@ -3,17 +3,21 @@
 
 pub mod aggregate;
 pub mod allocator;
+pub mod arch;
 pub mod bpf;
 pub mod cli;
 pub mod doctor;
 pub mod elf;
 pub mod exit;
+pub mod file_map;
 pub mod host;
 pub mod launch;
 pub mod model;
 pub mod output;
+pub mod perf_event;
 pub mod probe_site;
 pub mod report;
 pub mod session;
 pub mod symbolize;
 pub mod target;
+pub mod unwind;

@@ -28,10 +28,15 @@ pub struct Report {
     /// What tracing costs: share of the target's CPU time that goes into the
     /// probes (0 to 1); `None` while unknown.
     pub cost: Option<f64>,
+    /// The same as CPUs: CPU time per second that goes into the probes.
+    pub cost_cpus: Option<f64>,
     /// The process's memory at the start.
     pub memory_at_start: MemorySample,
     /// The process's memory now (the last that could be read).
     pub memory: MemorySample,
+    /// When that was, since the start; `None` when it could not be read again
+    /// after the start.
+    pub memory_read: Option<Duration>,
     /// Share of the allocations whose stack is complete, 0 to 1; `None`
     /// without allocations.
     pub complete_share: Option<f64>,
@@ -49,6 +54,9 @@ pub struct Report {
     /// a sentence each.
     pub notes: Vec<String>,
 }
+
+/// Under this many CPUs of cost, [`TraceInfo::cost_limit`] does not apply.
+pub const NEGLIGIBLE_CPUS: f64 = 0.05;
 
 /// Who is traced.
 #[derive(Clone, Debug)]
@@ -82,6 +90,8 @@ pub struct TraceInfo {
     pub from_start: bool,
     /// What sites are ordered by.
     pub sort: SortKey,
+    /// Most that [`Report::cost`] may be; `None` without a limit.
+    pub cost_limit: Option<f64>,
     /// Cost of one allocation with its free, measured on leaktrace itself.
     pub pair_cost: Option<Duration>,
 }
@@ -111,10 +121,53 @@ pub struct WatchedFileInfo {
 pub struct FeatureInfo {
     /// Its name, as `LEAKTRACE_DISABLE_FEATURES` takes it.
     pub name: &'static str,
+    /// The kernel that brought it.
+    pub since: &'static str,
+    /// The option that a kernel is to be built with for it.
+    pub config: Option<&'static str>,
     /// Whether the kernel has it.
     pub available: bool,
     /// Whether it is used (it may be available and switched off).
     pub used: bool,
+    /// What leaktrace does without it.
+    pub without: Without,
+    /// Why it can't be used, if it can't.
+    pub why_not: Option<WhyNot>,
+}
+
+impl FeatureInfo {
+    /// What is done now since it is not used.
+    #[must_use]
+    pub fn instead(&self) -> Option<&'static str> {
+        match self.without {
+            Without::Instead(what) if !self.used => Some(what),
+            _ => None,
+        }
+    }
+}
+
+/// Why a feature can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// The kernel does not have it.
+    Missing,
+    /// It was asked to do without.
+    SwitchedOff,
+    /// The kernel has it, and it does not work.
+    Broken,
+    /// It is used only together with this one, which can't be used.
+    Without(&'static str),
+}
+
+/// What leaktrace does without a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Without {
+    /// This instead.
+    Instead(&'static str),
+    /// Nothing: it needs it. What the kernel lacks then.
+    Impossible(&'static str),
+    /// All that it does: nothing uses it yet.
+    Unneeded,
 }
 
 /// Why a trace ended.
@@ -192,7 +245,7 @@ pub struct Site {
     /// What it allocated and gave back since the start; with filters by age,
     /// live are only the blocks that pass.
     pub sums: Sums,
-    /// Growth of live bytes per minute since the start.
+    /// Growth of live bytes per minute since the start, of blocks of any age.
     pub growth_per_minute: f64,
     /// Age of its oldest live block, when ages are known.
     pub oldest_age: Option<Duration>,
@@ -322,6 +375,30 @@ impl Report {
     #[must_use]
     pub fn inexact(&self) -> u64 {
         self.count(Effect::Inexact)
+    }
+    /// Whether tracing costs more than its limit, but too little of a CPU for
+    /// the limit to apply.
+    #[must_use]
+    pub fn is_cost_negligible(&self) -> bool {
+        let over = self
+            .cost
+            .zip(self.trace.cost_limit)
+            .is_some_and(|(cost, limit)| cost > limit);
+        over && self.cost_cpus.is_some_and(|cpus| cpus <= NEGLIGIBLE_CPUS)
+    }
+    /// Options that choose which blocks are shown by their age, as they are
+    /// given: `--min-age 30s`; empty when there are none.
+    #[must_use]
+    pub fn age_filter(&self) -> String {
+        let ages = self
+            .trace
+            .options
+            .iter()
+            .filter(|(name, _)| ["min-age", "max-age"].contains(&name.as_str()));
+        let texts: Vec<_> = ages
+            .map(|(name, value)| format!("--{name} {value}"))
+            .collect();
+        texts.join(" ")
     }
     /// One counter.
     #[must_use]

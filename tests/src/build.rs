@@ -16,11 +16,13 @@ pub const SOURCES: &[&str] = &[
     "altstack.c",
     "constructors.c",
     "custom.c",
+    "deep.c",
     "family.cpp",
     "fibres.c",
     "growing.go",
     "leaver.c",
     "mixed.c",
+    "partial.c",
     "rules.c",
     "sites.rs",
     "sleeper.c",
@@ -60,6 +62,10 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
     match name {
         "custom" => {
             let library = library("fixturealloc")?;
+            compile(&source, &program, &with_library(&library))?;
+        }
+        "partial" => {
+            let library = library("partalloc")?;
             compile(&source, &program, &with_library(&library))?;
         }
         "constructors" => {
@@ -155,10 +161,13 @@ pub(crate) fn directory() -> Result<PathBuf> {
     Ok(directory)
 }
 
-fn library(name: &str) -> Result<PathBuf> {
+/// Path of the library fixture `name`.
+///
+/// # Errors
+/// When it does not compile.
+pub fn library(name: &str) -> Result<PathBuf> {
     let library = directory()?.join(format!("lib{name}.so"));
-    let source = fixture_source(name);
-    compile(&source, &library, &library_flags(name))?;
+    compile(&fixture_source(name), &library, &library_flags(name))?;
     Ok(library)
 }
 

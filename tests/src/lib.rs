@@ -7,12 +7,16 @@
 
 pub mod build;
 pub mod comparison;
+pub mod debug_info;
+pub mod features;
 pub mod fixture;
 pub mod ledger;
 pub mod memory;
 pub mod objects;
 pub mod replay;
 pub mod report;
+pub mod speed;
 pub mod suite;
+pub mod terminal;
 pub mod tracer;
 pub mod userspaces;

@@ -27,12 +27,16 @@ pub struct Report {
     pub disabled_uncertainty_ns: Option<u64>,
     /// Why the trace ended; `null` while it has not.
     pub end: Option<End>,
+    /// The kernel's, by name.
+    pub features: BTreeMap<String, Feature>,
     /// By name.
     pub counters: BTreeMap<String, u64>,
     /// Over all stacks.
     pub totals: Totals,
     /// Every site.
     pub stacks: Vec<Stack>,
+    /// Sentences about how far it can be trusted.
+    pub notes: Vec<String>,
 }
 
 /// Who was traced.
@@ -51,6 +55,17 @@ pub struct End {
     pub reason: String,
     /// Which signal.
     pub signal: Option<String>,
+}
+
+/// A feature of the kernel.
+#[derive(Debug, Deserialize)]
+pub struct Feature {
+    /// Whether the kernel has it.
+    pub available: bool,
+    /// Whether leaktrace uses it.
+    pub used: bool,
+    /// What it does instead.
+    pub instead: Option<String>,
 }
 
 /// Over all stacks.
@@ -93,6 +108,8 @@ pub struct Stack {
     pub freed_blocks: u64,
     /// Age of its oldest live block, when ages were computed.
     pub oldest_age_ns: Option<u64>,
+    /// Why the walk ended.
+    pub end: String,
     /// From the allocating function outwards.
     pub frames: Vec<Frame>,
 }
@@ -104,6 +121,8 @@ pub struct Frame {
     pub symbol: Option<String>,
     /// The file it is in.
     pub module: Option<String>,
+    /// Line in its source file.
+    pub line: Option<u64>,
     /// Inlined into the next frame.
     pub inlined: bool,
     /// `allocator` or `program`.

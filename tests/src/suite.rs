@@ -1,12 +1,15 @@
 //! Runs the cases of one test file: one at a time, and never counts a case that
 //! could not run as passed.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::{
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{build, tracer};
+use crate::{build, features, tracer};
 
 /// What a case needs of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,9 +32,11 @@ pub enum Need {
 
 /// One case: a name, what it needs, and what it does.
 pub struct Case {
-    name: &'static str,
+    name: String,
     needs: &'static [Need],
     run: Box<dyn Fn() -> Result<()> + Send>,
+    /// Kernel features that leaktrace is to do without.
+    without: String,
 }
 
 /// A case called `name` that runs where all of `needs` are met.
@@ -41,8 +46,40 @@ pub fn case(
     needs: &'static [Need],
     run: impl Fn() -> Result<()> + Send + 'static,
 ) -> Case {
-    let run = Box::new(run);
-    Case { name, needs, run }
+    Case {
+        name: name.to_owned(),
+        needs,
+        run: Box::new(run),
+        without: String::new(),
+    }
+}
+
+impl Case {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same without a feature of the kernel.
+    #[must_use]
+    pub fn without(self, feature: &str) -> Self {
+        Self {
+            name: format!("{}_without_{feature}", self.name),
+            without: feature.to_owned(),
+            ..self
+        }
+    }
+
+    /// The same without any that there is another way for.
+    #[must_use]
+    pub fn without_all(self) -> Self {
+        Self {
+            name: format!("{}_on_the_oldest_kernel", self.name),
+            without: features::FALLBACKS.join(","),
+            ..self
+        }
+    }
 }
 
 /// Runs `cases` as the command line says and gives the exit code of the test
@@ -58,12 +95,12 @@ pub fn main(cases: Vec<Case>) -> ExitCode {
 }
 
 fn trial(case: Case) -> Trial {
-    Trial::ignorable_test(case.name, move || {
+    Trial::ignorable_test(case.name.clone(), move || {
         if let Some(reason) = case.needs.iter().find_map(|need| need.missing()) {
             eprintln!("NOT RUN: {}: {reason}", case.name);
             return Ok(Completion::ignored_with(reason));
         }
-        match (case.run)() {
+        match features::without(&case.without, case.run) {
             Ok(()) => Ok(Completion::Completed),
             Err(error) => match error.downcast_ref::<NotHere>() {
                 Some(NotHere(reason)) => {
@@ -133,6 +170,8 @@ fn missing_compiler(compiler: &str, version: &str, fixture: &str) -> Option<Stri
 /// How much work the cases do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scale {
+    /// As `Full`, and minutes where targets must live through tracing.
+    Long,
     /// All of it: minutes a case.
     Full,
     /// Seconds a case.
@@ -144,10 +183,17 @@ enum Scale {
 /// What `LEAKTRACE_SCALE` asks for.
 fn scale() -> Scale {
     match std::env::var("LEAKTRACE_SCALE").as_deref() {
+        Ok("long") => Scale::Long,
         Ok("quick") => Scale::Quick,
         Ok("guest") => Scale::Guest,
         _ => Scale::Full,
     }
+}
+
+/// Whether the short scale is asked for, or a shorter one.
+#[must_use]
+pub fn is_quick() -> bool {
+    matches!(scale(), Scale::Quick | Scale::Guest)
 }
 
 /// Whether the cases run in an emulated machine.
@@ -161,8 +207,17 @@ pub fn is_emulated() -> bool {
 #[must_use]
 pub fn scaled(full: u64, quick: u64) -> u64 {
     match scale() {
-        Scale::Full => full,
+        Scale::Long | Scale::Full => full,
         Scale::Quick => quick,
         Scale::Guest => (quick / 10).max(2),
     }
+}
+
+/// How long a target must live through tracing.
+#[must_use]
+pub fn time_to_live() -> Duration {
+    Duration::from_secs(match scale() {
+        Scale::Long => 60,
+        _ => scaled(10, 2),
+    })
 }

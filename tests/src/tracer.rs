@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    build,
+    build, features,
     fixture::{last_error, wait_for},
     report::Report,
     suite,
@@ -76,7 +76,7 @@ impl Start {
         command
             .args(arguments)
             .current_dir(directory.path())
-            .env_remove("LEAKTRACE_DISABLE_FEATURES");
+            .env("LEAKTRACE_DISABLE_FEATURES", features::switched_off());
         Ok(Self { command, directory })
     }
 
@@ -120,15 +120,6 @@ impl Start {
     #[must_use]
     pub fn args(mut self, arguments: &[&str]) -> Self {
         self.command.args(arguments);
-        self
-    }
-
-    /// Switches kernel features off, by name, separated by commas.
-    #[must_use]
-    pub fn without_features(mut self, features: &str) -> Self {
-        if !features.is_empty() {
-            self.command.env("LEAKTRACE_DISABLE_FEATURES", features);
-        }
         self
     }
 

@@ -13,19 +13,16 @@ use leaktrace_tests::{
 fn main() -> ExitCode {
     const C: &[Need] = &[Need::Tracing, Need::C];
     suite::main(vec![
-        case("attached_and_detached_50_times", C, || {
-            often(scaled(50, 5), "")
-        }),
-        case("attached_and_detached_with_perf_links", C, || {
-            often(scaled(5, 2), "uprobe_multi")
-        }),
+        case("attached_and_detached_50_times", C, || often(scaled(50, 5))),
+        case("attached_and_detached", C, || often(scaled(5, 2))).without("uprobe_multi"),
+        case("attached_and_detached", C, || often(scaled(5, 2))).without_all(),
     ])
 }
 
 /// 8 busy threads, attached and detached again and again at arbitrary moments:
 /// each report equals the ledger between its edges, but for calls that straddle
 /// one, at most one a thread.
-fn often(times: u64, disabled_features: &str) -> Result<()> {
+fn often(times: u64) -> Result<()> {
     // The threads work a little between calls: the ledger has to hold a minute.
     let arguments = ["8", "300", "20000000", "3000"];
     let mut fixture = Start::new("mixed", &arguments)?
@@ -35,9 +32,7 @@ fn often(times: u64, disabled_features: &str) -> Result<()> {
     fixture.tell("fast")?;
     let mut reports = Vec::new();
     for round in 0..times {
-        let tracer = tracer::Start::attach(fixture.pid())?
-            .without_features(disabled_features)
-            .attached()?;
+        let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
         std::thread::sleep(Duration::from_millis(round * 37 % 100));
         reports.push(tracer.report()?);
     }

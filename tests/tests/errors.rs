@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
     build,
+    features::{self, ESSENTIAL},
     fixture::{self, Fixture, Start},
     suite::{self, Case, Need, NotHere, case},
     tracer::{self, Ended},
@@ -16,6 +17,7 @@ use leaktrace_tests::{
 
 fn main() -> ExitCode {
     let mut cases = targets();
+    cases.extend(kernels());
     cases.extend(usage());
     suite::main(cases)
 }
@@ -38,6 +40,18 @@ fn targets() -> Vec<Case> {
         case("tables_that_do_not_fit_the_memory", C, too_many_blocks),
         case("report_that_can_not_be_written", C, unwritable),
     ]
+}
+
+/// Kernels that can't be used, played by switching off what can't be done
+/// without.
+fn kernels() -> Vec<Case> {
+    const C: &[Need] = &[Need::Tracing, Need::C];
+    let mut cases: Vec<Case> = ESSENTIAL
+        .iter()
+        .map(|(feature, _)| case("kernel_can_not_be_used", C, unusable_kernel).without(feature))
+        .collect();
+    cases.push(case("feature_that_is_none", C, no_feature).without("no_such"));
+    cases
 }
 
 /// What was asked for makes no sense.
@@ -100,6 +114,49 @@ fn is_usage_error(arguments: &[&str], text: &str) -> Result<()> {
     let said = ended.stderr.join("\n");
     ensure!(said.contains(text), "said {said:?}, not {text:?}");
     ensure!(said.contains("try '--help'"), "no hint at help: {said:?}");
+    Ok(())
+}
+
+/// One sentence names what is missing and the kernel that has it; `doctor` finds
+/// the same.
+fn unusable_kernel() -> Result<()> {
+    let missing = features::switched_off();
+    let (_, lack) = ESSENTIAL
+        .into_iter()
+        .find(|(feature, _)| *feature == missing)
+        .context("no essential feature is switched off")?;
+    let mut fixture = Fixture::start("sleeper", &[])?;
+    attach_fails(
+        fixture.pid(),
+        &format!("this kernel can't be used: {lack}; boot Linux 5.10 or a newer one"),
+    )?;
+    let doctor = tracer::Start::bare(&["doctor"])?.ended()?;
+    doctor.expect_status(1)?;
+    ensure!(
+        doctor.stdout.contains(&format!("\nFAIL  {missing} ")),
+        "doctor says {}",
+        doctor.stdout
+    );
+    fixture.finish_well()
+}
+
+/// A feature that isn't known is no feature that is switched off.
+fn no_feature() -> Result<()> {
+    for (arguments, status) in [(&["doctor"] as &[&str], 1), (&["run", "true"], 125)] {
+        let ended = tracer::Start::bare(arguments)?.ended()?;
+        ended.expect_status(status)?;
+        let said = ended.stderr.join("\n");
+        ensure!(
+            said.ends_with(
+                "leaktrace: LEAKTRACE_DISABLE_FEATURES names `no_such`, which is no feature; \
+                 there are uprobes, bounded_loops, read_user_memory, mapped_arrays, \
+                 uprobe_multi, perf_link, attach_cookie, compare_exchange, btf, \
+                 map_memory_on_demand, batched_lookup, long_nop_emulated, \
+                 returns_keep_shadow_stack, ring_buffer, find_vma"
+            ),
+            "said {said:?}"
+        );
+    }
     Ok(())
 }
 

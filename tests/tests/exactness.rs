@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
     comparison::{check_exact, check_ledger, check_sums, truths},
+    features::{self, FALLBACKS},
     fixture::{Fixture, Start},
     replay::Window,
     suite::{self, Need, case, scaled},
@@ -15,17 +16,13 @@ use leaktrace_tests::{
 const C: &[Need] = &[Need::Tracing, Need::C];
 
 fn main() -> ExitCode {
-    suite::main(vec![
+    let mut cases = vec![
         case("ten_million_calls_on_8_threads", C, ten_million),
-        case("calls_with_perf_links", C, perf_links),
-        case("calls_without_newer_features", C, no_features),
-        case("calls_with_the_kernels_hash_map", C, || {
-            mixed(8, scaled(1_000_000, 100_000), "compare_exchange")
-        }),
         case("blocks_passed_between_64_threads", C, many_threads),
         case("more_than_a_million_live_blocks", C, million),
         case("a_full_table_loses_blocks_and_says_so", C, full_table),
         case("a_full_stack_table_keeps_the_blocks", C, full_stack_table),
+        case("stacks_are_whole_up_to_127_callers", C, deep_stacks),
         case(
             "cxx_and_libc_wrappers_in_total",
             &[Need::Tracing, Need::Cxx],
@@ -37,7 +34,11 @@ fn main() -> ExitCode {
             family_by_size,
         ),
         case("rust_by_site", &[Need::Tracing, Need::Rust], rust),
-    ])
+    ];
+    let calls = || case("calls", C, || mixed(8, scaled(1_000_000, 60_000)));
+    cases.extend(FALLBACKS.map(|feature| calls().without(feature)));
+    cases.push(calls().without_all());
+    suite::main(cases)
 }
 
 /// Room in a thread's ledger for `calls` calls and those that it makes at a
@@ -48,19 +49,18 @@ fn room(calls: u64) -> String {
 
 /// Attaches in the middle of the work of `threads` threads, lets them make
 /// `calls` calls in all, detaches while they go on, and compares.
-fn mixed(threads: u64, calls: u64, disabled_features: &str) -> Result<()> {
+fn mixed(threads: u64, calls: u64) -> Result<()> {
     let each = calls / threads;
     let arguments = [threads.to_string(), "500".into(), room(each)];
     let mut fixture = Start::new("mixed", &arguments)?
         .with_ledger()?
         .nice()
         .start()?;
-    let tracer = tracer::Start::attach(fixture.pid())?
-        .without_features(disabled_features)
-        .attached()?;
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
     fixture.tell(&format!("ops {each}"))?;
     let report = tracer.report()?;
     fixture.tell("pause")?;
+    features::check(&report)?;
     let truth = check_ledger(&report, fixture.ledger()?)?;
     ensure!(
         truth.calls >= calls / 2,
@@ -83,25 +83,12 @@ fn mixed(threads: u64, calls: u64, disabled_features: &str) -> Result<()> {
 /// from 100 sites, attached and detached in the middle.
 fn ten_million() -> Result<()> {
     // Some of the choices make no call: 12.5 M choices are over 10 M calls.
-    mixed(8, scaled(12_500_000, 300_000), "")
-}
-
-/// The same through perf events, as on kernels without uprobe-multi links.
-fn perf_links() -> Result<()> {
-    mixed(8, scaled(1_000_000, 100_000), "uprobe_multi")
-}
-
-/// The same with every probed feature switched off, as on the oldest kernel
-/// that is supported.
-fn no_features() -> Result<()> {
-    let features = "uprobe_multi,attach_cookie,compare_exchange,map_memory_on_demand,\
-                    batched_lookup,long_nop_emulated";
-    mixed(4, scaled(400_000, 60_000), features)
+    mixed(8, scaled(12_500_000, 300_000))
 }
 
 /// 64 threads that pass blocks to each other to free.
 fn many_threads() -> Result<()> {
-    mixed(64, scaled(2_000_000, 200_000), "")
+    mixed(64, scaled(2_000_000, 200_000))
 }
 
 /// The number of live blocks passes 2^20 with a table of 2 M, without a loss.
@@ -214,6 +201,43 @@ fn full_stack_table() -> Result<()> {
         (allocated..=most).contains(&seen),
         "{seen} blocks reported of {allocated}"
     );
+    fixture.finish_well()
+}
+
+/// A stack has every caller, up to 127 besides the allocating function; a deeper
+/// one says that it is.
+fn deep_stacks() -> Result<()> {
+    const CALLERS: usize = 127;
+    let levels = [1, 2, 20, 100, 300];
+    let mut fixture = Fixture::start("deep", &[])?;
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
+    for level in levels {
+        fixture.tell(&level.to_string())?;
+    }
+    let report = tracer.report()?;
+    check_exact(&report)?;
+    for level in levels {
+        let stack = report
+            .stacks
+            .iter()
+            .find(|stack| stack.live_bytes == level as u64)
+            .with_context(|| format!("no stack of {level} functions"))?;
+        let real = stack.frames.iter().filter(|frame| !frame.inlined);
+        let names: Vec<_> = real.map(|frame| frame.symbol.as_deref()).collect();
+        let callers = names[1..]
+            .iter()
+            .take_while(|name| **name == Some("descends"))
+            .count();
+        let wanted = level.min(CALLERS);
+        ensure!(callers == wanted, "{callers} of {level} callers: {names:?}");
+        ensure!(names.len() <= 1 + CALLERS, "{} frames", names.len());
+        let is_cut = stack.end == "deeper than 127 frames";
+        ensure!(
+            is_cut == (level >= CALLERS),
+            "the stack of {level} functions ends with {}",
+            stack.end
+        );
+    }
     fixture.finish_well()
 }
 

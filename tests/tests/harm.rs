@@ -1,16 +1,13 @@
 //! Targets that a careless tracer kills live through being traced, do their
 //! work meanwhile, and are counted exactly.
 
-use std::{
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Result, ensure};
 use leaktrace_tests::{
     comparison::{check_exact, check_sums},
     fixture::Fixture,
-    suite::{self, Need, case, scaled},
+    suite::{self, Need, case},
     tracer,
 };
 
@@ -19,46 +16,30 @@ fn main() -> ExitCode {
     const CXX: &[Need] = &[Need::Tracing, Need::Cxx];
     const GO: &[Need] = &[Need::Tracing, Need::Go];
     suite::main(vec![
-        case("seccomp_strict", C, || {
-            lives("strict", &["strict"], "", 32, 1)
-        }),
-        case("seccomp_filter", C, || {
-            lives("strict", &["filter"], "", 32, 1)
-        }),
-        case("seccomp_strict_with_perf_links", C, || {
-            lives("strict", &["strict"], "uprobe_multi", 32, 1)
-        }),
+        case("seccomp_strict", C, || lives("strict", &["strict"], 32, 1)),
+        case("seccomp_filter", C, || lives("strict", &["filter"], 32, 1)),
+        case("seccomp_strict", C, || lives("strict", &["strict"], 32, 1)).without("uprobe_multi"),
         case("exceptions_out_of_operator_new", CXX, || {
-            lives("badalloc", &[], "", 56, 1)
+            lives("badalloc", &[], 56, 1)
         }),
         case("fibres_on_stacks_up_and_down", C, || {
-            lives("fibres", &[], "", 48, 8)
+            lives("fibres", &[], 48, 8)
         }),
         case("handlers_on_alternate_stacks", C, || {
-            lives("altstack", &[], "", 40, 100)
+            lives("altstack", &[], 40, 100)
         }),
-        case("go_stacks_that_grow", GO, || {
-            lives("growing", &[], "", 88, 50)
-        }),
+        case("go_stacks_that_grow", GO, || lives("growing", &[], 88, 50)),
     ])
 }
 
-/// Works for 10 s under trace; each round of work leaves `blocks` blocks of
+/// Works under trace for some time; each round of work leaves `blocks` blocks of
 /// `size` bytes in function `keeps`.
-fn lives(
-    name: &str,
-    arguments: &[&str],
-    disabled_features: &str,
-    size: u64,
-    blocks: u64,
-) -> Result<()> {
+fn lives(name: &str, arguments: &[&str], size: u64, blocks: u64) -> Result<()> {
     let mut fixture = Fixture::start(name, arguments)?;
     // What is allocated once only is so before.
     fixture.tell("work")?;
-    let tracer = tracer::Start::attach(fixture.pid())?
-        .without_features(disabled_features)
-        .attached()?;
-    let until = Instant::now() + Duration::from_secs(scaled(10, 2));
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
+    let until = Instant::now() + suite::time_to_live();
     let mut rounds = 0;
     while Instant::now() < until {
         fixture.tell("work")?;

@@ -27,6 +27,10 @@ pub struct Options {
     /// The short scale: seconds instead of minutes a test.
     #[arg(long)]
     quick: bool,
+    /// The long scale for tests of targets that must live through tracing: a
+    /// minute each instead of ten seconds.
+    #[arg(long, conflicts_with = "quick")]
+    long: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -124,7 +128,11 @@ pub fn build_fixtures() -> Result<()> {
 fn environment(leaktrace: &std::path::Path, options: &Options) -> Vec<OsString> {
     let mut binary = OsString::from("LEAKTRACE_BIN=");
     binary.push(leaktrace);
-    let scale = if options.quick { "quick" } else { "full" };
+    let scale = match (options.long, options.quick) {
+        (true, _) => "long",
+        (_, true) => "quick",
+        _ => "full",
+    };
     vec![binary, format!("LEAKTRACE_SCALE={scale}").into()]
 }
 

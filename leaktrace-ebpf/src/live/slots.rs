@@ -27,6 +27,10 @@ use crate::{
 /// The traced process, in leaktrace's numbering; one for now.
 const PROCESS: u64 = 0;
 
+/// How often a free slot is looked for when others are faster: each time,
+/// somebody else's block has found its place.
+const ATTEMPTS: u32 = 8;
+
 /// See the module.
 pub struct Slots;
 
@@ -44,20 +48,19 @@ fn exchange(place: *mut u64, old: u64, new: u64) -> bool {
     unsafe { core::intrinsics::atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(place, old, new).1 }
 }
 
-/// The bucket with this number, counted round.
+/// Buckets are counted round.
 #[inline(always)]
-fn bucket(number: u32, buckets: u32) -> Option<*mut Bucket> {
-    let number = if number >= buckets {
+fn wrapped(number: u32, buckets: u32) -> u32 {
+    if number >= buckets {
         number - buckets
     } else {
         number
-    };
-    LIVE_SLOTS.get_ptr_mut(number)
+    }
 }
 
 #[inline(always)]
 fn place(bucket: *mut Bucket, slot: usize) -> Place {
-    // SAFETY: callers pass slots below BUCKET_SLOTS.
+    // SAFETY: callers pass slots of at most SLOT_MASK.
     unsafe {
         Place {
             key: (&raw mut (*bucket).keys).cast::<u64>().add(slot),
@@ -94,24 +97,68 @@ fn take_from(place: Place, key: u64) -> Option<LiveValue> {
     exchange(place.key, key, 0).then_some(value)
 }
 
-/// Claims a free slot of the bucket, fills it and publishes the key.
+/// Claims a free slot, fills it and publishes the key; false when somebody else
+/// was faster.
 #[inline(always)]
-fn put_into(bucket: *mut Bucket, key: u64, value: &LiveValue) -> bool {
-    let mut slot = 0;
-    while slot < BUCKET_SLOTS {
-        let place = place(bucket, slot);
-        if load(place.key) == 0 && exchange(place.key, 0, CLAIMED) {
-            // SAFETY: pointers into a value of the map; the claim keeps others
-            // away.
-            unsafe {
-                place.value.write_volatile(*value);
-                place.key.write_volatile(key);
-            }
-            return true;
-        }
-        slot += 1;
+fn put_into(place: Place, key: u64, value: &LiveValue) -> bool {
+    if !exchange(place.key, 0, CLAIMED) {
+        return false;
     }
-    false
+    // SAFETY: pointers into a value of the map; the claim keeps others away.
+    unsafe {
+        place.value.write_volatile(*value);
+        place.key.write_volatile(key);
+    }
+    true
+}
+
+/// [`find_spilled`] found nothing.
+const NOWHERE: u64 = u64::MAX;
+/// A place as a number: the bucket's, and in the low bits the slot's.
+const SLOT_BITS: u32 = 3;
+const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
+const _: () = assert!(BUCKET_SLOTS as u64 <= SLOT_MASK);
+// With a slot of any number that fits the mask, a place is inside its bucket.
+const _: () = assert!(
+    size_of::<u64>() * (1 + BUCKET_SLOTS) + (SLOT_MASK as usize + 1) * size_of::<LiveValue>()
+        <= size_of::<Bucket>()
+);
+
+/// Looks for `key` (0: a free slot) in the buckets after `home`.
+///
+/// A global function of numbers only: the verifier looks at it once, and not
+/// again for each place that calls it and each way to there. That is most of
+/// what it would have to do.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn find_spilled(key: u64, home: u32, buckets: u32) -> u64 {
+    let mut step = 1;
+    while step < PROBE_BUCKETS {
+        let number = wrapped(home + step, buckets);
+        let Some(bucket) = LIVE_SLOTS.get_ptr_mut(number) else {
+            return NOWHERE;
+        };
+        let mut slot = 0;
+        while slot < BUCKET_SLOTS {
+            if load(place(bucket, slot).key) == key {
+                return u64::from(number) << SLOT_BITS | slot as u64;
+            }
+            slot += 1;
+        }
+        step += 1;
+    }
+    NOWHERE
+}
+
+/// The place that [`find_spilled`] finds.
+#[inline(always)]
+fn spilled_place(key: u64, home: u32, buckets: u32) -> Option<Place> {
+    let found = find_spilled(key, home, buckets);
+    if found == NOWHERE {
+        return None;
+    }
+    let bucket = LIVE_SLOTS.get_ptr_mut((found >> SLOT_BITS) as u32)?;
+    Some(place(bucket, (found & SLOT_MASK) as usize))
 }
 
 #[inline(always)]
@@ -138,24 +185,16 @@ impl LiveTable for Slots {
             return None;
         }
         let number = bucket_of(key, buckets);
-        let home = bucket(number, buckets)?;
+        let home = LIVE_SLOTS.get_ptr_mut(number)?;
         if let Some(place) = find_in(home, key) {
             return take_from(place, key);
         }
         if load(spilled(home)) == 0 {
             return None;
         }
-        let mut step = 1;
-        while step < PROBE_BUCKETS {
-            let place = find_in(bucket(number + step, buckets)?, key);
-            if let Some(place) = place {
-                let value = take_from(place, key)?;
-                add(spilled(home), u64::MAX);
-                return Some(value);
-            }
-            step += 1;
-        }
-        None
+        let value = take_from(spilled_place(key, number, buckets)?, key)?;
+        add(spilled(home), u64::MAX);
+        Some(value)
     }
 
     #[inline(always)]
@@ -173,25 +212,27 @@ impl LiveTable for Slots {
             return false;
         }
         let number = bucket_of(key, buckets);
-        let Some(home) = bucket(number, buckets) else {
+        let Some(home) = LIVE_SLOTS.get_ptr_mut(number) else {
             return false;
         };
-        if put_into(home, key, value) {
+        if let Some(place) = find_in(home, 0)
+            && put_into(place, key, value)
+        {
             return true;
         }
-        let mut step = 1;
-        while step < PROBE_BUCKETS {
-            let Some(next) = bucket(number + step, buckets) else {
-                return false;
+        // Counted before it can be found.
+        add(spilled(home), 1);
+        let mut attempt = 0;
+        while attempt < ATTEMPTS {
+            let Some(place) = spilled_place(0, number, buckets) else {
+                break;
             };
-            // Counted before it can be found.
-            add(spilled(home), 1);
-            if put_into(next, key, value) {
+            if put_into(place, key, value) {
                 return true;
             }
-            add(spilled(home), u64::MAX);
-            step += 1;
+            attempt += 1;
         }
+        add(spilled(home), u64::MAX);
         count(Counter::LiveFull);
         false
     }

@@ -113,7 +113,11 @@ impl Aggregator {
 
     fn learn(&mut self, addresses: Box<[u64]>, end: u32) -> KnownStack {
         let end = StackEnd::from_number(end);
-        let complete = end == Some(StackEnd::ChainEnd) && self.symbolizer.begins_thread(&addresses);
+        let complete = match end {
+            Some(StackEnd::Complete) => true,
+            Some(StackEnd::ChainEnd) => self.symbolizer.begins_thread(&addresses),
+            _ => false,
+        };
         KnownStack {
             addresses,
             end,
@@ -202,6 +206,14 @@ fn reason(end: Option<StackEnd>) -> &'static str {
         Some(StackEnd::BadFramePointer) => "a function keeps no frame pointer",
         Some(StackEnd::Unreadable) => "stack memory could not be read",
         Some(StackEnd::NotStored) => "stack not stored",
+        // Not shown: the stack is complete.
+        Some(StackEnd::Complete) => "complete",
+        Some(StackEnd::Guessed) => "a frame was guessed",
+        Some(StackEnd::NoMapping) => "an address in no known mapping",
+        Some(StackEnd::Gap) => "no unwind information",
+        Some(StackEnd::UnsupportedRule) => "unwind information that is not supported",
+        Some(StackEnd::BadStackPointer) => "a wrong stack pointer",
+        Some(StackEnd::NoScratch) => "no memory to unwind in",
         None => "unknown end of stack",
     }
 }

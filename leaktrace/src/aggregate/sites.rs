@@ -32,11 +32,13 @@ pub fn rows(sums: &[(u64, Sums)], ages: Option<&BlockAges>, selection: &Selectio
     let mut rows: Vec<Row> = sums
         .iter()
         .filter_map(|(stack_id, sums)| {
+            // Growth is the whole site's: of old blocks alone it would say
+            // how old they are.
+            let live = sums.live_bytes();
             let sums = match filtered {
                 Some(ages) => ages.passing(*stack_id, *sums)?,
                 None => *sums,
             };
-            let live = sums.live_bytes();
             let growth_per_minute = if minutes > 0.0 {
                 live as f64 / minutes
             } else {
@@ -151,6 +153,8 @@ mod tests {
         assert_eq!(rows[0].stack_id, 1);
         assert_eq!((shown.live_bytes(), shown.live_blocks()), (20, 1));
         assert_eq!((shown.alloc_bytes, shown.freed_blocks), (130, 5));
+        // 30 bytes in half a minute, whatever their age.
+        assert_eq!(rows[0].growth_per_minute, 60.0);
         assert_eq!(ages.oldest(1), Some(Duration::from_secs(4)));
     }
 }

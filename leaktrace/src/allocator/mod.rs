@@ -13,9 +13,9 @@ pub mod return_probe;
 mod wrapper;
 
 use leaktrace_common::function::Signature;
-use object::elf::EM_X86_64;
 
 use crate::{
+    arch,
     elf::{ElfError, ElfFile, ExecutableSegment, ExportedFunction, FunctionKind},
     probe_site::{self, FunctionCode, KernelAbility, Need, ProbeSite},
 };
@@ -74,7 +74,7 @@ pub enum DiscoverError {
     #[error(transparent)]
     Elf(#[from] ElfError),
     /// For another kind of processor.
-    #[error("for another kind of machine (ELF machine {0}); leaktrace knows x86-64")]
+    #[error("for another kind of machine (ELF machine {0}); leaktrace knows {known}", known = arch::NAME)]
     OtherMachine(u16),
     /// It has a family, and nothing of it can be watched.
     #[error("no function of its {family} can be watched: {reason}")]
@@ -100,7 +100,7 @@ pub fn discover(
     else {
         return Ok(None);
     };
-    if file.machine() != EM_X86_64 {
+    if file.machine() != arch::ELF_MACHINE {
         return Err(DiscoverError::OtherMachine(file.machine()));
     }
     let groups = by_address(family, &exported);

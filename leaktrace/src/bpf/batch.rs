@@ -44,6 +44,17 @@ pub fn for_each(
     }
 }
 
+/// Asks for a batch of no entries, which only a kernel refuses that knows no
+/// batches.
+pub fn look_up_nothing(map: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = BatchAttributes {
+        map_fd: map.as_raw_fd() as u32,
+        ..BatchAttributes::default()
+    };
+    // SAFETY: a count of 0 lets the kernel write nowhere else.
+    unsafe { syscall::bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) }.map(drop)
+}
+
 fn in_batches(
     map: BorrowedFd<'_>,
     shape: Shape,

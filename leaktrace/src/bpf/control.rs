@@ -4,7 +4,7 @@
 use std::{os::fd::AsFd, ptr::NonNull};
 
 use anyhow::{Context as _, Result};
-use leaktrace_common::control::{Control, USUAL_TRAMPOLINE};
+use leaktrace_common::{arch::USUAL_TRAMPOLINE, control::Control};
 use rustix::{
     mm::{MapFlags, ProtFlags, mmap, munmap},
     time::{ClockId, clock_gettime},
@@ -103,6 +103,18 @@ impl ControlPage {
             earliest_ns,
             latest_ns,
         }
+    }
+
+    /// When an exec of the target ended the counting, if one has.
+    pub fn exec_edge(&self) -> Option<Edge> {
+        let place = field!(exec_ns)(self.record.as_ptr());
+        // SAFETY: the mapping is at least as large as the record and lives as
+        // long as self.
+        let at = unsafe { place.read_volatile() };
+        (at != 0).then_some(Edge {
+            earliest_ns: at,
+            latest_ns: at,
+        })
     }
 }
 

@@ -1,13 +1,17 @@
 //! Setting probes and taking them out again.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 
 use super::{
     probes::{PlannedFile, PlannedProbe, Scope},
     syscall::ENOTSUPP,
     uprobe_multi::{self, MultiProbe},
+    uprobe_perf::{self, Tie},
 };
 
 /// How probes are held.
@@ -27,7 +31,7 @@ pub struct Attachment {
     pub scope: Scope,
     /// How many sites are probed, entries and returns.
     pub sites: usize,
-    pub(super) links: Vec<Box<dyn Send>>,
+    pub(super) links: Vec<OwnedFd>,
 }
 
 impl Attachment {
@@ -168,32 +172,21 @@ fn explain(error: io::Error, file: &PlannedFile) -> anyhow::Error {
     }
 }
 
-/// Sets one probe through aya, at the first site that the kernel accepts.
-/// Without `cookie` the program must know which function it is for.
+/// Sets one probe at the first site that the kernel accepts.
 pub(super) fn attach_perf(
-    program: &mut aya::programs::UProbe,
+    program: BorrowedFd<'_>,
     file: &PlannedFile,
     probe: &PlannedProbe,
     direction: Direction,
     scope: Scope,
-    cookie: Option<u64>,
-) -> Result<Box<dyn Send>> {
-    use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
-
-    let scope = match scope {
-        Scope::Everyone => UProbeScope::AllProcesses,
-        Scope::Process(pid) => {
-            UProbeScope::OneProcess(pid.try_into().context("process 0 can't be traced")?)
-        }
-    };
+    tie: Tie,
+) -> Result<OwnedFd> {
+    let path = file.c_path()?;
+    let at_return = direction == Direction::Return;
     let mut refused = None;
     for offset in direction.sites(probe) {
-        let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(*offset),
-            cookie,
-        };
-        match program.attach(point, &file.path, scope) {
-            Ok(id) => return Ok(Box::new(program.take_link(id)?)),
+        match uprobe_perf::set(program, &path, *offset, at_return, scope, tie) {
+            Ok(probe) => return Ok(probe),
             Err(error) => refused = Some(error),
         }
     }

@@ -8,7 +8,7 @@ use aya::Pod;
 use leaktrace_common::{
     counter::{COUNTERS, CounterBlock, NESTED_ROLES},
     in_flight::InFlight,
-    live::{LiveKey, LiveValue},
+    live::{Bucket, LiveKey, LiveValue},
     stack::{NOT_STORED, StackRecord, StackSums},
 };
 
@@ -26,6 +26,7 @@ pub struct Maps {
     maps: MapSet,
     control: ControlPage,
     slots: LiveSlots,
+    buckets: u32,
     batched: bool,
     cpus: usize,
 }
@@ -35,20 +36,69 @@ impl Maps {
     pub(super) fn new(maps: MapSet, batched: bool) -> Result<Self> {
         let control = ControlPage::map(maps.fd("CONTROL")?)?;
         let buckets = maps.max_entries("LIVE_SLOTS")?;
-        control.set_buckets(buckets);
         let slots = LiveSlots::map(maps.fd("LIVE_SLOTS")?, buckets)?;
         let maps = Self {
             maps,
             control,
             slots,
+            buckets,
             batched,
             cpus: possible_cpus(),
         };
-        // Blocks whose stack can't be stored are accounted here.
-        let sums = vec![0_u8; size_of::<StackSums>() * maps.cpus];
-        syscall::update(maps.fd("SUMS")?, &NOT_STORED.to_ne_bytes(), &sums)
-            .context("preparing the table of sums")?;
+        maps.control.set_buckets(maps.trial_buckets());
+        maps.prepare_sums()?;
         Ok(maps)
+    }
+
+    /// Blocks whose stack can't be stored are accounted here.
+    fn prepare_sums(&self) -> Result<()> {
+        let sums = vec![0_u8; size_of::<StackSums>() * self.cpus];
+        syscall::update(self.fd("SUMS")?, &NOT_STORED.to_ne_bytes(), &sums)
+            .context("preparing the table of sums")
+    }
+
+    /// The part of the live table that is used until [`Self::end_trial`], so
+    /// that not all of it need be cleared then.
+    fn trial_buckets(&self) -> u32 {
+        const ENOUGH: u32 = 1024;
+        self.buckets.min(ENOUGH)
+    }
+
+    /// Forgets everything that the programs have seen up to now: they were
+    /// tried on somebody else than the target. No probe that counts may be in,
+    /// and none of those that did may still be on its way out.
+    ///
+    /// # Errors
+    /// When a map can't be changed.
+    pub fn end_trial(&self) -> Result<()> {
+        self.forget_trial().context("clearing the maps")
+    }
+
+    fn forget_trial(&self) -> Result<()> {
+        let zeros = vec![0_u8; size_of::<CounterBlock>() * self.cpus];
+        syscall::update(self.fd("COUNTERS")?, &0_u32.to_ne_bytes(), &zeros)?;
+        for (map, shape) in [
+            ("SUMS", self.sums_shape()),
+            ("STACKS", shape_of::<u64, StackRecord>()),
+            ("IN_FLIGHT", shape_of::<u32, InFlight>()),
+            ("LIVE", shape_of::<LiveKey, LiveValue>()),
+        ] {
+            let map = self.fd(map)?;
+            let mut keys = Vec::new();
+            batch::for_each(map, shape, self.batched, &mut |key, _| {
+                keys.push(key.to_vec());
+            })?;
+            for key in keys {
+                syscall::delete(map, &key)?;
+            }
+        }
+        self.prepare_sums()?;
+        let empty = vec![0_u8; size_of::<Bucket>()];
+        for bucket in self.slots.used(self.trial_buckets()) {
+            syscall::update(self.fd("LIVE_SLOTS")?, &bucket.to_ne_bytes(), &empty)?;
+        }
+        self.control.set_buckets(self.buckets);
+        Ok(())
     }
 
     /// The control record.
@@ -91,10 +141,7 @@ impl Maps {
 
     /// The sums of every stack, by its id.
     pub fn sums(&self) -> Result<Vec<(u64, Sums)>> {
-        let shape = Shape {
-            key: 8,
-            value: size_of::<StackSums>() * self.cpus,
-        };
+        let shape = self.sums_shape();
         let mut all = Vec::new();
         batch::for_each(self.fd("SUMS")?, shape, self.batched, &mut |key, value| {
             let mut sums = Sums::default();
@@ -126,18 +173,12 @@ impl Maps {
     pub fn for_each_block(&self, visit: &mut dyn FnMut(LiveKey, LiveValue)) -> Result<()> {
         // Of the two forms of the table one is empty.
         self.slots.for_each(visit);
-        let shape = Shape {
-            key: size_of::<LiveKey>(),
-            value: size_of::<LiveValue>(),
-        };
+        let shape = shape_of::<LiveKey, LiveValue>();
         batch::for_each(self.fd("LIVE")?, shape, self.batched, &mut |key, value| {
             visit(from_bytes(key), from_bytes(value));
         })
         .context("reading the live blocks")?;
-        let shape = Shape {
-            key: size_of::<u32>(),
-            value: size_of::<InFlight>(),
-        };
+        let shape = shape_of::<u32, InFlight>();
         batch::for_each(
             self.fd("IN_FLIGHT")?,
             shape,
@@ -158,12 +199,27 @@ impl Maps {
         .context("reading the calls in flight")
     }
 
+    fn sums_shape(&self) -> Shape {
+        Shape {
+            key: size_of::<u64>(),
+            value: size_of::<StackSums>() * self.cpus,
+        }
+    }
+
     fn per_cpu<T: Pod>(&self, map: &str, key: &[u8]) -> Result<Vec<T>> {
         let stride = size_of::<T>().next_multiple_of(8);
         let mut bytes = vec![0_u8; stride * self.cpus];
         syscall::lookup(self.fd(map)?, key, &mut bytes)
             .with_context(|| format!("reading map {map}"))?;
         Ok(bytes.chunks_exact(stride).map(from_bytes).collect())
+    }
+}
+
+/// The shape of a map with these keys and values.
+fn shape_of<K, V>() -> Shape {
+    Shape {
+        key: size_of::<K>(),
+        value: size_of::<V>(),
     }
 }
 

@@ -14,10 +14,11 @@ mod slots;
 mod syscall;
 mod tracer;
 mod uprobe_multi;
+mod uprobe_perf;
 
 pub use self::{
     control::{ControlPage, monotonic_ns},
-    features::{Feature, Features, return_probes_keep_shadow_stack},
+    features::{Feature, Features, OLDEST_KERNEL},
     links::{Attachment, LinkKind},
     maps::Maps,
     object::{Limits, ObjectSource},

@@ -72,25 +72,44 @@ impl Limits {
         }
     }
 
-    /// How many blocks fit when the maps may take this much, bytes.
-    pub fn fitting_blocks(&self, bytes: u64, features: &Features) -> u32 {
-        // Buckets come in powers of two, so the largest that fits is searched.
-        let (mut fits, mut too_many) = (0_u32, self.max_blocks);
-        while too_many - fits > 1 {
-            let middle = fits + (too_many - fits) / 2;
-            if (Self {
-                max_blocks: middle,
-                ..*self
-            })
-            .memory_when_full(features)
-                <= bytes
-            {
-                fits = middle;
-            } else {
-                too_many = middle;
-            }
+    /// The options with which the maps take at most `bytes`: the larger table
+    /// shrinks alone if that is enough.
+    pub fn fitting(&self, bytes: u64, features: &Features) -> String {
+        let blocks = |max_blocks| Self {
+            max_blocks,
+            ..*self
+        };
+        let stacks = |max_stacks| Self {
+            max_stacks,
+            ..*self
+        };
+        let fits = |limits: Self| limits.memory_when_full(features) <= bytes;
+        let without = |limits: Self| limits.memory_when_full(features);
+        let blocks_are_larger = without(blocks(1)) <= without(stacks(1));
+        if blocks_are_larger && fits(blocks(1)) {
+            let fitting = largest(self.max_blocks, |number| fits(blocks(number)));
+            return format!("--max-blocks {fitting}");
         }
-        fits.max(1)
+        if !blocks_are_larger && fits(stacks(1)) {
+            let fitting = largest(self.max_stacks, |number| fits(stacks(number)));
+            return format!("--max-stacks {fitting}");
+        }
+        // Both then, in their proportion.
+        const WHOLE: u32 = 1 << 16;
+        let part = |limit: u32, part: u32| {
+            let scaled = u64::from(limit) * u64::from(part) / u64::from(WHOLE);
+            u32::try_from(scaled).unwrap_or(limit).max(1)
+        };
+        let both = |size| Self {
+            max_blocks: part(self.max_blocks, size),
+            max_stacks: part(self.max_stacks, size),
+            ..*self
+        };
+        let fitting = both(largest(WHOLE, |size| fits(both(size))));
+        format!(
+            "--max-blocks {} --max-stacks {}",
+            fitting.max_blocks, fitting.max_stacks
+        )
     }
 
     /// Kernel memory that full maps take, bytes. An element of a hash map has
@@ -119,6 +138,21 @@ impl Limits {
             + sums
             + cpus * size_of::<CounterBlock>() as u64
     }
+}
+
+/// The largest number below `most` that fits, at least 1. Hash buckets come in
+/// powers of two, so it is searched.
+fn largest(most: u32, fits: impl Fn(u32) -> bool) -> u32 {
+    let (mut fitting, mut too_many) = (0, most);
+    while too_many - fitting > 1 {
+        let middle = fitting + (too_many - fitting) / 2;
+        if fits(middle) {
+            fitting = middle;
+        } else {
+            too_many = middle;
+        }
+    }
+    fitting.max(1)
 }
 
 /// The kernel's size class (`kmalloc` caches) that holds `bytes`.
@@ -339,4 +373,43 @@ fn set_map_flags(bytes: &mut [u8], name: &str, flags: u32) -> Result<()> {
         .ok_or_else(|| anyhow!("outside the file"))?;
     target.copy_from_slice(&flags.to_le_bytes());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is suggested where half a GiB is to be had.
+    fn suggested(max_blocks: u32, max_stacks: u32) -> Limits {
+        const ROOM: u64 = 512 << 20;
+        let features = Features::default();
+        let asked = Limits {
+            max_blocks,
+            max_stacks,
+            ..Limits::default()
+        };
+        let text = asked.fitting(ROOM, &features);
+        let number = |option: &str, otherwise: u32| -> u32 {
+            let mut words = text.split(' ').skip_while(|word| *word != option);
+            words.nth(1).map_or(otherwise, |word| word.parse().unwrap())
+        };
+        let limits = Limits {
+            max_blocks: number("--max-blocks", max_blocks),
+            max_stacks: number("--max-stacks", max_stacks),
+            ..asked
+        };
+        let needed = limits.memory_when_full(&features);
+        assert!(needed <= ROOM && needed > ROOM / 3, "{text}: {needed}");
+        limits
+    }
+
+    #[test]
+    fn the_table_that_is_too_large_is_the_one_to_shrink() {
+        let blocks = suggested(4_000_000_000, 16384);
+        assert!(blocks.max_blocks < 4_000_000_000 && blocks.max_stacks == 16384);
+        let stacks = suggested(1 << 20, 100_000_000);
+        assert!(stacks.max_stacks < 100_000_000 && stacks.max_blocks == 1 << 20);
+        let both = suggested(4_000_000_000, 100_000_000);
+        assert!(both.max_blocks < 4_000_000_000 && both.max_stacks < 100_000_000);
+    }
 }

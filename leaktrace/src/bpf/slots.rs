@@ -25,6 +25,25 @@ impl LiveSlots {
         Ok(Self { memory, buckets })
     }
 
+    /// Numbers of the buckets among the first `buckets` that hold something.
+    pub fn used(&self, buckets: u32) -> Vec<u32> {
+        let first = self.memory.as_ptr().cast::<Bucket>();
+        (0..buckets.min(self.buckets as u32))
+            .filter(|number| {
+                // SAFETY: inside the mapping, which is page-aligned; volatile
+                // since the programs write it.
+                let (spilled, keys) = unsafe {
+                    let bucket = first.add(*number as usize);
+                    (
+                        (&raw const (*bucket).spilled).read_volatile(),
+                        (&raw const (*bucket).keys).read_volatile(),
+                    )
+                };
+                spilled != 0 || keys.iter().any(|key| *key != 0)
+            })
+            .collect()
+    }
+
     /// Gives every block to `visit`. While programs run, a block that comes or
     /// goes may be missed.
     pub fn for_each(&self, visit: &mut dyn FnMut(LiveKey, LiveValue)) {

@@ -5,10 +5,15 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
+use aya_obj::generated::bpf_prog_info;
+
+pub const BPF_MAP_CREATE: u32 = 0;
 pub const BPF_MAP_LOOKUP_ELEM: u32 = 1;
 pub const BPF_MAP_UPDATE_ELEM: u32 = 2;
+pub const BPF_MAP_DELETE_ELEM: u32 = 3;
 pub const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 pub const BPF_PROG_LOAD: u32 = 5;
+pub const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 pub const BPF_BTF_LOAD: u32 = 18;
 pub const BPF_MAP_LOOKUP_BATCH: u32 = 24;
 pub const BPF_LINK_CREATE: u32 = 28;
@@ -49,6 +54,31 @@ pub unsafe fn bpf_fd<T>(command: u32, attributes: &mut T) -> io::Result<OwnedFd>
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+pub const BPF_MAP_TYPE_HASH: u32 = 1;
+pub const BPF_MAP_TYPE_ARRAY: u32 = 2;
+
+/// Creates a map with one entry, keys and values of 4 bytes: to see whether the
+/// kernel does.
+pub fn create_map(kind: u32, flags: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct MapAttributes {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+    }
+    let mut attributes = MapAttributes {
+        map_type: kind,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        map_flags: flags,
+    };
+    // SAFETY: nothing points anywhere.
+    unsafe { bpf_fd(BPF_MAP_CREATE, &mut attributes) }
+}
+
 /// Attributes of the commands on one element.
 #[repr(C)]
 #[derive(Default)]
@@ -85,10 +115,38 @@ pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(|_| ())
 }
 
+/// Removes one element.
+pub fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<()> {
+    let mut attributes = element(map, key.as_ptr(), std::ptr::null_mut(), 0);
+    // SAFETY: the key lives through the call.
+    unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attributes) }.map(|_| ())
+}
+
 /// The key after `key` (the first one for `None`), written to `next`.
 pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<()> {
     let key = key.map_or(std::ptr::null(), <[u8]>::as_ptr);
     let mut attributes = element(map, key, next.as_mut_ptr(), 0);
     // SAFETY: both buffers live through the call; a null key is allowed.
     unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attributes) }.map(|_| ())
+}
+
+/// How often the kernel did not run a program because it, or another one, was
+/// running on that CPU. 0 where the kernel does not count that (before 5.12).
+pub fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    #[repr(C)]
+    struct InfoAttributes {
+        program_fd: u32,
+        length: u32,
+        info: u64,
+    }
+    // SAFETY: integers only; the kernel wants what it does not fill to be 0.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attributes = InfoAttributes {
+        program_fd: program.as_raw_fd() as u32,
+        length: size_of::<bpf_prog_info>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the information lives through the call and is as long as said.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info.recursion_misses)
 }

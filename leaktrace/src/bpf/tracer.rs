@@ -1,6 +1,10 @@
 //! One loaded object: loading and attaching its programs.
 
-use std::{collections::HashMap, os::fd::OwnedFd, sync::Arc};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -16,6 +20,8 @@ use super::{
     maps::Maps,
     object::{Limits, Object, ObjectSource},
     probes::{LiveForm, PlannedFile, PlannedProbe, Program, Scope},
+    syscall,
+    uprobe_perf::Tie,
 };
 
 /// A loaded object: programs that can be attached, and their maps.
@@ -26,6 +32,10 @@ pub struct Tracer {
     maps: Arc<Maps>,
     form: LiveForm,
     cookies: bool,
+    /// What [`Tracer::skipped`] had counted when the trial ended.
+    skipped_in_trial: u64,
+    perf_links: bool,
+    vforks_are_counted: bool,
 }
 
 impl Tracer {
@@ -42,7 +52,37 @@ impl Tracer {
             maps,
             form,
             cookies: features.has(Feature::AttachCookie),
+            skipped_in_trial: 0,
+            perf_links: features.has(Feature::PerfLink),
+            vforks_are_counted: false,
         })
+    }
+
+    /// Forgets what the programs did up to now (see [`Maps::end_trial`]).
+    ///
+    /// # Errors
+    /// When a map can't be changed.
+    pub fn end_trial(&mut self) -> Result<()> {
+        self.skipped_in_trial += self.skipped()?;
+        self.maps.end_trial()
+    }
+
+    /// At how many events since the trial the kernel did not run a program of
+    /// ours, over all programs.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn skipped(&self) -> Result<u64> {
+        let mut skipped = 0;
+        for (_, program) in self.ebpf.programs() {
+            if let Ok(fd) = program.fd() {
+                skipped += syscall::recursion_misses(fd.as_fd())?;
+            }
+        }
+        for fd in self.multi_programs.values() {
+            skipped += syscall::recursion_misses(fd.as_fd())?;
+        }
+        Ok(skipped - self.skipped_in_trial)
     }
 
     /// Whether probes tell the programs what they are; without, there is one
@@ -86,7 +126,7 @@ impl Tracer {
                     LinkKind::Multi => {
                         let fd = self.multi_program(name)?;
                         if let Some((link, sites)) = link_multi(fd, file, direction, scope)? {
-                            attachment.links.push(Box::new(link));
+                            attachment.links.push(link);
                             attachment.sites += sites;
                         }
                     }
@@ -115,9 +155,9 @@ impl Tracer {
         probe: &PlannedProbe,
         direction: Direction,
         scope: Scope,
-    ) -> Result<Box<dyn Send>> {
-        let (name, cookie) = if self.cookies {
-            (name, Some(probe.cookie))
+    ) -> Result<OwnedFd> {
+        let name = if self.cookies {
+            name
         } else if direction == Direction::Entry && name == self.form.enter() {
             let cookie = Cookie(probe.cookie).with_generation(0).0;
             let fixed = FIXED
@@ -130,31 +170,49 @@ impl Tracer {
                         probe.function
                     )
                 })?;
-            (fixed.0, None)
+            fixed.0
         } else {
-            (name, None)
+            name
+        };
+        let tie = if self.perf_links {
+            // Programs for fixed signatures don't ask.
+            Tie::Link {
+                cookie: probe.cookie,
+            }
+        } else {
+            Tie::Ioctl
         };
         let program = self.perf_program(name)?;
-        attach_perf(program, file, probe, direction, scope, cookie)
+        attach_perf(program, file, probe, direction, scope, tie)
     }
 
-    /// Watches threads that end, fork and exec.
+    /// Watches threads that end or exec.
     pub fn attach_thread_events(&mut self) -> Result<()> {
-        for (program, event) in [
-            (self.form.thread_exit(), "sched_process_exit"),
-            ("process_exec", "sched_process_exec"),
-            ("new_task", "task_newtask"),
-        ] {
-            let tracepoint: &mut RawTracePoint = self
-                .ebpf
-                .program_mut(program)
-                .ok_or_else(|| anyhow!("the BPF object has no program {program}"))?
-                .try_into()?;
-            tracepoint.load()?;
-            tracepoint
-                .attach(event)
-                .with_context(|| format!("watching {event}"))?;
+        self.watch(self.form.thread_exit(), "sched_process_exit")?;
+        self.watch("process_exec", "sched_process_exec")
+    }
+
+    /// Counts vfork children from now on where such probes leave them out. Perf
+    /// events that are bound to a process see whoever shares its memory.
+    pub fn count_unseen_vforks(&mut self, kind: LinkKind, scope: Scope) -> Result<()> {
+        let sees = kind == LinkKind::Perf && matches!(scope, Scope::Process(_));
+        if sees || self.vforks_are_counted {
+            return Ok(());
         }
+        self.vforks_are_counted = true;
+        self.watch("new_task", "task_newtask")
+    }
+
+    fn watch(&mut self, program: &str, event: &str) -> Result<()> {
+        let tracepoint: &mut RawTracePoint = self
+            .ebpf
+            .program_mut(program)
+            .ok_or_else(|| anyhow!("the BPF object has no program {program}"))?
+            .try_into()?;
+        tracepoint.load()?;
+        tracepoint
+            .attach(event)
+            .with_context(|| format!("watching {event}"))?;
         Ok(())
     }
 
@@ -168,7 +226,7 @@ impl Tracer {
             .ok_or_else(|| anyhow!("program {name} was not loaded"))
     }
 
-    fn perf_program(&mut self, name: &str) -> Result<&mut UProbe> {
+    fn perf_program(&mut self, name: &str) -> Result<BorrowedFd<'_>> {
         let program: &mut UProbe = self
             .ebpf
             .program_mut(name)
@@ -179,7 +237,7 @@ impl Tracer {
                 .load()
                 .with_context(|| format!("loading program {name}"))?;
         }
-        Ok(program)
+        Ok(program.fd()?.as_fd())
     }
 }
 

@@ -13,7 +13,7 @@ use aya_obj::{Function, generated::bpf_prog_type::BPF_PROG_TYPE_KPROBE};
 use super::syscall::{self, BPF_LINK_CREATE, BPF_PROG_LOAD};
 
 /// `BPF_TRACE_UPROBE_MULTI` of the kernel's `enum bpf_attach_type`.
-const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+pub const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 /// `BPF_F_UPROBE_MULTI_RETURN`.
 const UPROBE_MULTI_RETURN: u32 = 1;
 
@@ -174,22 +174,4 @@ pub fn load_trial(instructions: &[u64], attach_type: u32) -> io::Result<OwnedFd>
     };
     // SAFETY: both buffers live through the call.
     unsafe { syscall::bpf_fd(BPF_PROG_LOAD, &mut attributes) }
-}
-
-/// Whether the kernel has such links: it looks at the arguments of one only if
-/// it knows them, and then finds that `/` is no regular file.
-pub fn is_supported() -> bool {
-    // r0 = 0; exit
-    let instructions = [0x0000_0000_0000_00b7, 0x0000_0000_0000_0095];
-    let Ok(program) = load_trial(&instructions, BPF_TRACE_UPROBE_MULTI) else {
-        return false;
-    };
-    let probe = MultiProbe {
-        offset: 1,
-        cookie: 0,
-    };
-    match link(&program, c"/", &[probe], 0, false) {
-        Ok(_) => false,
-        Err(error) => error.raw_os_error() == Some(libc::EBADF),
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use super::quantity::{self, Overhead};
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     model::{SortKey, Weight},
     output::destination::Destination,
     session::{Brake, Launch, TraceOptions},
+    symbolize,
     target::select::Selector,
 };
 
@@ -27,7 +28,8 @@ What leaks shows by growing: let it run for a few minutes, look at the sites
 whose live bytes only rise.
 
 Exit codes: 0 a report was made; 1 an error; 2 wrong usage; 3 refused, or
-ended because tracing cost too much. `run` ends with CMD's own status (128 +
+ended because tracing cost too much; 128 + signal when one made it leave at
+once (a second Ctrl-C, or one before anything was traced). `run` ends with CMD's own status (128 +
 signal), 125 when leaktrace fails, 126 or 127 when CMD can't be executed or is
 not found; 3 only with --max-overhead.";
 
@@ -53,12 +55,15 @@ pub enum Command {
         /// Also look at this process
         pid: Option<u32>,
     },
+    /// What leaktrace starts to read files that may be broken
+    #[command(name = symbolize::READER, hide = true)]
+    ReadSymbols,
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("process").required(true).args(["pid", "name"]))]
 pub struct Attach {
     /// Process to watch
-    #[arg(required_unless_present = "name", conflicts_with = "name")]
     pid: Option<u32>,
     /// Watch the process with this command name, or file name of its executable
     #[arg(long)]
@@ -268,7 +273,8 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         let parse = |line: &str| Arguments::try_parse_from(line.split_whitespace());
-        assert!(parse("leaktrace attach").is_err());
+        let nobody = parse("leaktrace attach").unwrap_err().to_string();
+        assert!(nobody.contains("--name <NAME>"), "{nobody}");
         assert!(parse("leaktrace attach 1 --name x").is_err());
         assert!(parse("leaktrace run").is_err());
         let Command::Attach(attach) = parse("leaktrace attach 1 --min-size 2k --max-size 1k")

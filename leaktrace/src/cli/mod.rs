@@ -11,7 +11,7 @@ use clap::Parser as _;
 use crate::{
     doctor,
     exit::{Outcome, USAGE},
-    say, session,
+    say, session, symbolize,
 };
 use arguments::{Arguments, Command};
 
@@ -35,6 +35,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             Err(message) => return usage(&message),
         },
         Command::Doctor { pid } => (false, doctor::print(pid)),
+        Command::ReadSymbols => (false, read_symbols()),
     };
     match result {
         Ok(outcome) => outcome.code(),
@@ -47,6 +48,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             }
         }
     }
+}
+
+fn read_symbols() -> anyhow::Result<Outcome> {
+    symbolize::run_reader()?;
+    Ok(Outcome::Reported)
 }
 
 fn usage(message: &str) -> u8 {

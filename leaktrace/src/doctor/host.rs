@@ -1,14 +1,12 @@
 //! What tracing needs of the machine.
 
-use std::{fs, path::Path};
+use std::fs;
 
-use super::Check;
+use super::{AS_ROOT, Check};
 use crate::{
-    host::{
-        privilege::{Lockdown, Privilege},
-        tracefs,
-    },
-    model::FeatureInfo,
+    bpf::OLDEST_KERNEL,
+    host::privilege::{Lockdown, Privilege},
+    model::{FeatureInfo, WhyNot, Without},
 };
 
 /// What was found on the machine, as plain data.
@@ -17,41 +15,21 @@ struct Facts {
     privilege: Privilege,
     /// The kernel's release: `6.1.0-18-amd64`.
     release: String,
-    /// The kernel offers uprobes as perf events.
-    uprobes: bool,
-    /// The kernel describes its own types.
-    btf: bool,
     /// BPF programs are compiled and not interpreted; `None` when unknown.
     jit: Option<bool>,
-    tracefs: Tracefs,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Tracefs {
-    Mounted(String),
-    CanBeMounted,
-    Missing,
 }
 
 impl Facts {
     fn gather() -> Self {
-        let exists = |path: &str| Path::new(path).exists();
         Self {
             privilege: Privilege::current(),
             release: rustix::system::uname()
                 .release()
                 .to_string_lossy()
                 .into_owned(),
-            uprobes: exists("/sys/bus/event_source/devices/uprobe/type"),
-            btf: exists("/sys/kernel/btf/vmlinux"),
             jit: fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
                 .ok()
                 .map(|text| text.trim() != "0"),
-            tracefs: match tracefs::mounted() {
-                Some(place) => Tracefs::Mounted(place.display().to_string()),
-                None if exists("/sys/kernel/tracing") => Tracefs::CanBeMounted,
-                None => Tracefs::Missing,
-            },
         }
     }
 }
@@ -63,46 +41,11 @@ pub fn host_checks() -> Vec<Check> {
     judge(&Facts::gather())
 }
 
-/// The oldest kernel that leaktrace knows to work on.
-const OLDEST_KERNEL: (u32, u32) = (5, 10);
-
 fn judge(facts: &Facts) -> Vec<Check> {
     vec![
         privileges(&facts.privilege),
         kernel(&facts.release),
-        if facts.uprobes {
-            Check::ok("uprobes", "the kernel has them")
-        } else {
-            Check::failed(
-                "uprobes",
-                "the kernel has none (/sys/bus/event_source/devices/uprobe is missing)",
-                "boot a kernel built with CONFIG_UPROBE_EVENTS=y; if /sys is not mounted: \
-                 sudo mount -t sysfs none /sys",
-            )
-        },
-        if facts.btf {
-            Check::ok("BTF", "/sys/kernel/btf/vmlinux")
-        } else {
-            Check::warning(
-                "BTF",
-                "the kernel does not describe its types (/sys/kernel/btf/vmlinux is missing): \
-                 tables take their full memory at once",
-                "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y",
-            )
-        },
         jit(facts.jit),
-        match &facts.tracefs {
-            Tracefs::Mounted(place) => Check::ok("tracefs", place),
-            Tracefs::CanBeMounted => Check::ok(
-                "tracefs",
-                "not mounted; leaktrace mounts it for itself alone where it needs it",
-            ),
-            Tracefs::Missing => Check::failed(
-                "tracefs",
-                "the kernel has none (/sys/kernel/tracing does not exist)",
-                "boot a kernel built with CONFIG_TRACING=y",
-            ),
-        },
         lockdown(facts.privilege.lockdown),
         perf_event_paranoid(&facts.privilege),
         unprivileged_bpf(&facts.privilege),
@@ -122,7 +65,7 @@ fn privileges(privilege: &Privilege) -> Check {
         (false, false) => Check::failed(
             "privileges",
             format!("an ordinary user, without {missing}"),
-            "sudo leaktrace doctor",
+            AS_ROOT,
         ),
     }
 }
@@ -131,11 +74,14 @@ fn kernel(release: &str) -> Check {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut number = || numbers.next().and_then(|text| text.parse::<u32>().ok());
     match (number(), number()) {
-        (Some(major), Some(minor)) if (major, minor) < OLDEST_KERNEL => Check::failed(
-            "kernel",
-            format!("{release} is older than the oldest that works, 5.10"),
-            "boot a newer kernel",
-        ),
+        (Some(major), Some(minor)) if (major, minor) < OLDEST_KERNEL => {
+            let (major, minor) = OLDEST_KERNEL;
+            Check::warning(
+                "kernel",
+                format!("{release} is older than any that leaktrace is tested on"),
+                format!("boot Linux {major}.{minor} or a newer one"),
+            )
+        }
         _ => Check::ok("kernel", release),
     }
 }
@@ -185,8 +131,8 @@ fn perf_event_paranoid(privilege: &Privilege) -> Check {
     } else {
         Check::failed(
             NAME,
-            format!("{value}: no probes without CAP_PERFMON, whatever the value"),
-            "sudo leaktrace doctor",
+            format!("{value}; CAP_PERFMON is missing, without which no value is enough"),
+            AS_ROOT,
         )
     }
 }
@@ -208,31 +154,62 @@ fn unprivileged_bpf(privilege: &Privilege) -> Check {
     } else {
         Check::failed(
             NAME,
-            format!("{value}: tracing programs need CAP_BPF, whatever the value"),
-            "sudo leaktrace doctor",
+            format!("{value}; CAP_BPF is missing, without which no value is enough"),
+            AS_ROOT,
         )
     }
 }
 
-/// Kernel features, as they were found by probing.
+/// Kernel features, as they were found by probing, with what is done instead.
 #[must_use]
 pub fn feature_checks(features: &[FeatureInfo]) -> Vec<Check> {
-    features
-        .iter()
-        .map(|feature| match (feature.available, feature.used) {
-            (true, true) => Check::ok(feature.name, "the kernel has it"),
-            (true, false) => Check::warning(
-                feature.name,
-                "the kernel has it, but it is not used",
-                "remove it from LEAKTRACE_DISABLE_FEATURES, if that names it",
-            ),
-            (false, _) => Check::warning(
-                feature.name,
-                "the kernel does not have it; leaktrace does without, at a higher cost",
-                "boot a newer kernel",
-            ),
-        })
-        .collect()
+    features.iter().map(feature).collect()
+}
+
+fn feature(feature: &FeatureInfo) -> Check {
+    let Some(why_not) = feature.why_not else {
+        return Check::ok(
+            feature.name,
+            match feature.without {
+                Without::Unneeded => "the kernel has it; nothing uses it yet",
+                _ => "the kernel has it",
+            },
+        );
+    };
+    let (state, mend) = match why_not {
+        WhyNot::Missing => {
+            let built = feature
+                .config
+                .map(|option| format!(", built with {option}=y"))
+                .unwrap_or_default();
+            (
+                "the kernel does not have it".to_owned(),
+                format!("Linux {} has it{built}", feature.since),
+            )
+        }
+        WhyNot::SwitchedOff => (
+            "switched off by LEAKTRACE_DISABLE_FEATURES".to_owned(),
+            "unset LEAKTRACE_DISABLE_FEATURES".to_owned(),
+        ),
+        WhyNot::Broken => (
+            "the kernel's does not work".to_owned(),
+            "update the kernel".to_owned(),
+        ),
+        WhyNot::Without(needed) => (
+            format!("not used without {needed}"),
+            format!("see {needed}"),
+        ),
+    };
+    match feature.without {
+        Without::Instead(what) => {
+            Check::warning(feature.name, format!("{state}; instead, {what}"), mend)
+        }
+        Without::Impossible(lack) => {
+            let text = format!("{state}: {lack}, and leaktrace can't do without");
+            Check::failed(feature.name, text, mend)
+        }
+        Without::Unneeded => Check::ok(feature.name, format!("{state}; nothing uses it yet")),
+    }
 }
 
 #[cfg(test)]
@@ -251,10 +228,7 @@ mod tests {
                 unprivileged_bpf_disabled: Some(2),
             },
             release: "6.1.0-18-amd64".into(),
-            uprobes: true,
-            btf: true,
             jit: Some(true),
-            tracefs: Tracefs::CanBeMounted,
         }
     }
 
@@ -285,13 +259,6 @@ mod tests {
             change(&mut facts);
             failures(&facts)
         };
-        assert_eq!(with(|facts| facts.uprobes = false), ["uprobes"]);
-        assert_eq!(with(|facts| facts.release = "5.9.16".into()), ["kernel"]);
-        assert_eq!(
-            with(|facts| facts.release = "5.10.0".into()),
-            Vec::<String>::new()
-        );
-        assert_eq!(with(|facts| facts.tracefs = Tracefs::Missing), ["tracefs"]);
         assert_eq!(
             with(|facts| facts.privilege.lockdown = Some(Lockdown::Confidentiality)),
             ["lockdown"]
@@ -335,27 +302,70 @@ mod tests {
     }
 
     #[test]
-    fn features_say_whether_they_are_there_and_used() {
-        let feature = |available, used| FeatureInfo {
-            name: "uprobe_multi",
+    fn a_kernel_that_nobody_tried_is_no_reason_to_give_up() {
+        for (release, warns) in [("5.9.16", true), ("5.10.0", false), ("strange", false)] {
+            let check = kernel(release);
+            assert_eq!(
+                matches!(&check.outcome, Outcome::Warning { mend, .. } if mend.contains("5.10")),
+                warns,
+                "{check:?}"
+            );
+        }
+    }
+
+    fn found(without: Without, available: bool, why_not: Option<WhyNot>) -> Check {
+        feature(&FeatureInfo {
+            name: "it",
+            since: "6.6",
+            config: Some("CONFIG_IT"),
             available,
-            used,
-        };
-        let checks = feature_checks(&[
-            feature(true, true),
-            feature(true, false),
-            feature(false, false),
-        ]);
-        assert_eq!(checks[0], Check::ok("uprobe_multi", "the kernel has it"));
-        assert!(matches!(&checks[1].outcome, Outcome::Warning { mend, .. }
+            used: why_not.is_none(),
+            without,
+            why_not,
+        })
+    }
+
+    #[test]
+    fn a_feature_that_is_missing_says_what_is_done_instead() {
+        let instead = Without::Instead("it takes longer");
+        assert_eq!(
+            found(instead, true, None),
+            Check::ok("it", "the kernel has it")
+        );
+        assert_eq!(
+            found(instead, false, Some(WhyNot::Missing)),
+            Check::warning(
+                "it",
+                "the kernel does not have it; instead, it takes longer",
+                "Linux 6.6 has it, built with CONFIG_IT=y"
+            )
+        );
+        let off = found(instead, true, Some(WhyNot::SwitchedOff));
+        assert!(matches!(&off.outcome, Outcome::Warning { mend, .. }
             if mend.contains("LEAKTRACE_DISABLE_FEATURES")));
-        assert!(matches!(&checks[2].outcome, Outcome::Warning { .. }));
+    }
+
+    #[test]
+    fn an_essential_feature_that_is_missing_fails() {
+        assert_eq!(
+            found(
+                Without::Impossible("it has no loops"),
+                false,
+                Some(WhyNot::Missing)
+            ),
+            Check::failed(
+                "it",
+                "the kernel does not have it: it has no loops, and leaktrace can't do without",
+                "Linux 6.6 has it, built with CONFIG_IT=y"
+            )
+        );
+        assert!(!found(Without::Unneeded, false, Some(WhyNot::Missing)).has_failed());
     }
 
     #[test]
     fn this_machine_is_looked_at() {
         let checks = host_checks();
-        assert_eq!(checks.len(), 9);
+        assert_eq!(checks.len(), 6);
         let release = rustix::system::uname()
             .release()
             .to_string_lossy()

@@ -77,12 +77,23 @@ impl Check {
         }
     }
 
+    /// What mends it, if something is wrong.
+    fn cure(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::Ok(_) => None,
+            Outcome::Warning { mend, .. } | Outcome::Failed { mend, .. } => Some(mend),
+        }
+    }
+
     /// Whether tracing can't work because of it.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         matches!(self.outcome, Outcome::Failed { .. })
     }
 }
+
+/// The cure of all that root alone can do.
+const AS_ROOT: &str = "sudo leaktrace doctor";
 
 /// Looks at the machine, and at a process if one is given, and prints what was
 /// found. [`exit::Outcome::Failed`] when tracing can't work.
@@ -92,19 +103,22 @@ impl Check {
 pub fn print(pid: Option<u32>) -> Result<exit::Outcome> {
     let mut checks = host_checks();
     if Privilege::current().missing().is_empty() {
-        checks.extend(feature_checks(&Features::from_environment().list()));
+        checks.extend(feature_checks(&Features::from_environment()?.list()));
     } else {
         // The kernel would answer that it has none.
         checks.push(Check::warning(
             "kernel features",
-            "not probed, which needs the privileges above",
-            "sudo leaktrace doctor",
+            "not probed: that needs the privileges",
+            AS_ROOT,
         ));
     }
     match pid.map(Process::open) {
         None => {}
         Some(Ok(process)) => checks.extend(target_checks(&process)),
         Some(Err(error)) => checks.push(target_error_check(&error)),
+    }
+    if let Some(pid) = pid {
+        name_process(&mut checks, pid);
     }
     match io::stdout().write_all(render(&checks).as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
@@ -117,9 +131,30 @@ pub fn print(pid: Option<u32>) -> Result<exit::Outcome> {
     })
 }
 
+/// Makes the cure for the whole command line of the one for the machine alone.
+fn name_process(checks: &mut [Check], pid: u32) {
+    for check in checks {
+        if let Outcome::Warning { mend, .. } | Outcome::Failed { mend, .. } = &mut check.outcome
+            && mend == AS_ROOT
+        {
+            *mend = format!("{AS_ROOT} {pid}");
+        }
+    }
+}
+
 /// The checks as text, a line each; what mends a failing one is on the next.
+/// What mends several is said once, at the end.
 #[must_use]
 pub fn render(checks: &[Check]) -> String {
+    let mut cures: Vec<(&str, Vec<&str>)> = Vec::new();
+    for check in checks {
+        let Some(cure) = check.cure() else { continue };
+        match cures.iter_mut().find(|(known, _)| *known == cure) {
+            Some((_, names)) => names.push(&check.name),
+            None => cures.push((cure, vec![&check.name])),
+        }
+    }
+    cures.retain(|(_, names)| names.len() > 1);
     let width = checks
         .iter()
         .map(|check| check.name.chars().count())
@@ -134,9 +169,13 @@ pub fn render(checks: &[Check]) -> String {
         };
         // Writing to a string does not fail.
         let _ = writeln!(text, "{mark}  {name:width$}  {found}");
-        if let Some(mend) = mend {
+        if let Some(mend) = mend.filter(|mend| !cures.iter().any(|(cure, _)| cure == mend)) {
             let _ = writeln!(text, "      {:width$}  -> {mend}", "");
         }
+    }
+    for (cure, mut names) in cures {
+        names.dedup();
+        let _ = writeln!(text, "\nTo mend {}:\n  {cure}", names.join(", "));
     }
     text
 }
@@ -160,5 +199,26 @@ mod tests {
         );
         assert_eq!(checks.iter().filter(|check| check.has_failed()).count(), 1);
         assert_eq!(render(&[]), "");
+    }
+
+    #[test]
+    fn what_mends_several_is_said_once_at_the_end() {
+        let checks = [
+            Check::failed("privileges", "not root", "become root"),
+            Check::warning("symbols", "a is stripped", "install them"),
+            Check::failed("process", "hidden", "become root"),
+            Check::warning("symbols", "b is stripped", "install them"),
+            Check::warning("BTF", "missing", "boot another kernel"),
+        ];
+        assert_eq!(
+            render(&checks),
+            "FAIL  privileges  not root\n\
+             warn  symbols     a is stripped\n\
+             FAIL  process     hidden\n\
+             warn  symbols     b is stripped\n\
+             warn  BTF         missing\n                  -> boot another kernel\n\n\
+             To mend privileges, process:\n  become root\n\n\
+             To mend symbols:\n  install them\n"
+        );
     }
 }

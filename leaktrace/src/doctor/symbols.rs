@@ -142,7 +142,7 @@ fn allocators(file: &ElfFile64<'_, Endianness>) -> Vec<&'static KnownAllocator> 
 /// The command that finds debug information for a file, as this distribution
 /// has it.
 #[must_use]
-pub fn debug_package_hint(path: &Path, pid: u32) -> String {
+pub fn debug_package_hint(path: &Path, build_id: Option<&str>, pid: u32) -> String {
     // The path ends up in a line that is meant to be copied into a shell.
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+".contains(byte);
     let path = if path.as_os_str().as_bytes().iter().all(plain) {
@@ -158,12 +158,36 @@ pub fn debug_package_hint(path: &Path, pid: u32) -> String {
     } else if Path::new("/usr/bin/dnf").exists() {
         format!("sudo dnf debuginfo-install {path}")
     } else {
-        format!("install the debug package of {path}, or build it with -g and do not strip it")
+        other_debug_hint(&path, build_id)
+    }
+}
+
+/// Where no package manager is known that finds it. Servers of debug
+/// information (debuginfod) go by the build id.
+fn other_debug_hint(path: &str, build_id: Option<&str>) -> String {
+    let package = format!("install the debug package of {path}");
+    let parts = build_id.and_then(|id| Some((id, id.split_at_checked(2)?)));
+    match parts {
+        Some((id, (first, rest))) => format!(
+            "{package}, or: sudo install -D $(debuginfod-find debuginfo {id}) \
+             {DEBUG_DIRECTORY}/.build-id/{first}/{rest}.debug"
+        ),
+        None => format!("{package}, or build it with -g and do not strip it"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn without_a_package_manager_the_build_id_leads_to_the_file() {
+        assert_eq!(
+            other_debug_hint("/lib/x.so", Some("abcdef")),
+            "install the debug package of /lib/x.so, or: sudo install -D $(debuginfod-find \
+             debuginfo abcdef) /usr/lib/debug/.build-id/ab/cdef.debug"
+        );
+        assert!(other_debug_hint("/lib/x.so", None).ends_with("do not strip it"));
+    }
+
     use std::process::Command;
 
     use super::*;
@@ -252,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_path_is_quoted_for_the_shell() {
-        let hint = debug_package_hint(Path::new("/opt/it's; rm -r/x"), 7);
+        let hint = debug_package_hint(Path::new("/opt/it's; rm -r/x"), None, 7);
         assert!(
             !hint.contains("; rm") || hint.contains("'/opt/it'\\''s; rm -r/x'"),
             "{hint}"

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{
-    Check,
+    AS_ROOT, Check,
     allocators::{GO, KnownAllocator},
     symbols::{Symbols, debug_package_hint},
 };
@@ -21,9 +21,16 @@ use crate::{
 pub fn target_error_check(error: &TargetError) -> Check {
     let mend = match error {
         TargetError::NotPermitted {
-            why: Denial::NotRoot { pid },
-            ..
-        } => format!("sudo leaktrace doctor {pid}"),
+            pid,
+            name,
+            why: Denial::NotRoot { .. },
+        } => {
+            return Check::failed(
+                "process",
+                format!("{pid} ({name}) can be looked at by root only"),
+                format!("{AS_ROOT} {pid}"),
+            );
+        }
         TargetError::Thread { pid, .. } => format!("leaktrace doctor {pid}"),
         _ => "ps -e   (lists the processes there are)".to_owned(),
     };
@@ -64,7 +71,7 @@ pub fn target_checks(process: &Process) -> Vec<Check> {
             checks.push(Check::failed(
                 "mappings",
                 format!("/proc/{pid}/maps cannot be read: {error}"),
-                format!("sudo leaktrace doctor {pid}"),
+                format!("{AS_ROOT} {pid}"),
             ));
             return checks;
         }
@@ -73,13 +80,11 @@ pub fn target_checks(process: &Process) -> Vec<Check> {
     let files: Vec<File> = files.iter().map(|file| File::look_into(file)).collect();
     checks.extend(allocator_checks(process, &files));
     checks.extend(files.iter().map(|file| symbol_check(file, pid)));
-    checks.extend(problems.iter().map(|problem| {
-        Check::warning(
-            "symbols",
-            problem.to_string(),
-            format!("sudo leaktrace doctor {pid}"),
-        )
-    }));
+    checks.extend(
+        problems.iter().map(|problem| {
+            Check::warning("symbols", problem.to_string(), format!("{AS_ROOT} {pid}"))
+        }),
+    );
     checks
 }
 
@@ -212,7 +217,9 @@ fn symbol_check(file: &File, pid: u32) -> Check {
     } else {
         ""
     };
-    let hint = || debug_package_hint(Path::new(&file.path), pid);
+    let hint = |symbols: &Symbols| {
+        debug_package_hint(Path::new(&file.path), symbols.build_id.as_deref(), pid)
+    };
     match &file.symbols {
         Err(why) => Check::warning(
             NAME,
@@ -248,7 +255,7 @@ fn symbol_check(file: &File, pid: u32) -> Check {
                     "{path}{replaced}: exported functions only (stripped{})",
                     missing_debug_file(symbols)
                 ),
-                hint(),
+                hint(symbols),
             ),
             Symbols { .. } => Check::warning(
                 NAME,
@@ -256,7 +263,7 @@ fn symbol_check(file: &File, pid: u32) -> Check {
                     "{path}{replaced}: no functions' names (stripped{})",
                     missing_debug_file(symbols)
                 ),
-                hint(),
+                hint(symbols),
             ),
         },
     }

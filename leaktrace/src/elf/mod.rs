@@ -13,8 +13,10 @@ use object::{
     LittleEndian, SectionIndex, elf,
     read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, SectionTable},
 };
+#[cfg(test)]
+pub(crate) use symbols::tests::running_libc;
 pub use symbols::{ExportedFunction, FunctionKind};
-pub use unwind_info::UnwindEntry;
+pub use unwind_info::{CallFrames, UnwindEntry};
 
 type Header = elf::FileHeader64<LittleEndian>;
 type Segment = elf::ProgramHeader64<LittleEndian>;
@@ -165,6 +167,22 @@ impl<'a> ElfFile<'a> {
         })
     }
 
+    /// Every executable segment, in the order of the file's headers, which as a
+    /// rule is that of their addresses.
+    pub fn executable_segments(&self) -> impl Iterator<Item = ExecutableSegment<'a>> + use<'a> {
+        let data = self.data;
+        self.segments
+            .iter()
+            .filter(|it| it.p_type(ENDIAN) == elf::PT_LOAD && it.p_flags(ENDIAN) & elf::PF_X != 0)
+            .filter_map(move |segment| {
+                Some(ExecutableSegment {
+                    address: segment.p_vaddr(ENDIAN),
+                    file_offset: segment.p_offset(ENDIAN),
+                    bytes: segment.data(ENDIAN, data).ok()?,
+                })
+            })
+    }
+
     /// The file's bytes from a virtual address to the end of its segment.
     fn bytes_from(&self, address: u64) -> Option<&'a [u8]> {
         let segment = self.loaded_at(address)?;
@@ -191,8 +209,17 @@ impl<'a> ElfFile<'a> {
             .find(|segment| segment.p_type(ENDIAN) == kind)
     }
 
-    /// Virtual address and bytes of a section.
+    /// Virtual address and bytes of a section; no bytes when the file has left
+    /// them out.
     fn section(&self, name: &str) -> Option<(u64, &'a [u8])> {
+        let section = self.section_header(name)?;
+        Some((
+            section.sh_addr(ENDIAN),
+            section.data(ENDIAN, self.data).ok()?,
+        ))
+    }
+
+    fn section_header(&self, name: &str) -> Option<&'a elf::SectionHeader64<LittleEndian>> {
         let index = self.header.shstrndx(ENDIAN, self.data).ok()?;
         let names = self.sections.section(SectionIndex(index as usize)).ok()?;
         let names = names.data(ENDIAN, self.data).ok()?;
@@ -203,18 +230,13 @@ impl<'a> ElfFile<'a> {
                 .and_then(|from| from.strip_prefix(name.as_bytes()))
                 .is_some_and(|rest| rest.first() == Some(&0))
         };
-        let section = self.sections.iter().find(named)?;
-        Some((
-            section.sh_addr(ENDIAN),
-            section.data(ENDIAN, self.data).ok()?,
-        ))
+        self.sections.iter().find(named)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::elf::symbols::tests::running_libc;
 
     #[test]
     fn headers_of_the_running_libc_are_read() {

@@ -2,7 +2,10 @@
 //! Frames"; the search table is `.eh_frame_hdr`).
 
 use gimli::{BaseAddresses, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, UnwindSection as _};
-use object::{elf, read::elf::ProgramHeader as _};
+use object::{
+    elf,
+    read::elf::{ProgramHeader as _, SectionHeader as _},
+};
 
 use super::{ENDIAN, ElfFile};
 
@@ -20,7 +23,73 @@ pub struct UnwindEntry {
     pub has_lsda: bool,
 }
 
-impl ElfFile<'_> {
+/// A section of call frame information.
+#[derive(Clone, Copy, Debug)]
+pub struct CallFrames<'a> {
+    /// Virtual address of the first byte.
+    pub address: u64,
+    /// Its bytes; there may be others after its terminator.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> ElfFile<'a> {
+    /// `.eh_frame`: by section header, or else where its search table says that
+    /// it begins. `None` when the file has none, or left out its bytes.
+    #[must_use]
+    pub fn eh_frame(&self) -> Option<CallFrames<'a>> {
+        let of_section = self.section(".eh_frame");
+        let (address, bytes) = of_section.or_else(|| {
+            let start = self.eh_frame_start().ok()??;
+            Some((start, self.bytes_from(start)?))
+        })?;
+        (!bytes.is_empty()).then_some(CallFrames { address, bytes })
+    }
+
+    /// `.debug_frame`, as [`Self::eh_frame`].
+    ///
+    /// # Errors
+    /// A sentence, when it is compressed.
+    pub fn debug_frame(&self) -> Result<Option<CallFrames<'a>>, String> {
+        let is_compressed = |section: &elf::SectionHeader64<object::LittleEndian>| {
+            section.sh_flags(ENDIAN) & u64::from(elf::SHF_COMPRESSED) != 0
+        };
+        if self
+            .section_header(".debug_frame")
+            .is_some_and(is_compressed)
+        {
+            return Err("its .debug_frame is compressed, which is not supported".to_owned());
+        }
+        let found = self.section(".debug_frame");
+        Ok(found
+            .filter(|(_, bytes)| !bytes.is_empty())
+            .map(|(address, bytes)| CallFrames { address, bytes }))
+    }
+
+    fn eh_frame_start(&self) -> gimli::Result<Option<u64>> {
+        let Some((header, _)) = self.search_table()? else {
+            return Ok(None);
+        };
+        Ok(match header.eh_frame_ptr() {
+            gimli::Pointer::Direct(start) => Some(start),
+            gimli::Pointer::Indirect(_) => None,
+        })
+    }
+
+    /// The search table, and the addresses that it is relative to.
+    fn search_table(
+        &self,
+    ) -> gimli::Result<Option<(gimli::ParsedEhFrameHdr<Slice<'a>>, BaseAddresses)>> {
+        let Some(segment) = self.segment(elf::PT_GNU_EH_FRAME) else {
+            return Ok(None);
+        };
+        let Ok(bytes) = segment.data(ENDIAN, self.data) else {
+            return Ok(None);
+        };
+        let bases = BaseAddresses::default().set_eh_frame_hdr(segment.p_vaddr(ENDIAN));
+        let header = EhFrameHdr::new(bytes, LittleEndian).parse(&bases, 8)?;
+        Ok(Some((header, bases)))
+    }
+
     /// The entry of `.eh_frame` that covers a virtual address; `Ok(None)` when
     /// none does or the file has no such section.
     ///
@@ -40,14 +109,9 @@ impl ElfFile<'_> {
 
     /// `Ok(None)`: there is no table.
     fn by_search_table(&self, address: u64) -> gimli::Result<Option<UnwindEntry>> {
-        let Some(segment) = self.segment(elf::PT_GNU_EH_FRAME) else {
+        let Some((header, bases)) = self.search_table()? else {
             return Ok(None);
         };
-        let Ok(bytes) = segment.data(ENDIAN, self.data) else {
-            return Ok(None);
-        };
-        let bases = BaseAddresses::default().set_eh_frame_hdr(segment.p_vaddr(ENDIAN));
-        let header = EhFrameHdr::new(bytes, LittleEndian).parse(&bases, 8)?;
         let gimli::Pointer::Direct(start) = header.eh_frame_ptr() else {
             return Ok(None);
         };

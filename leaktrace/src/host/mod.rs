@@ -1,6 +1,4 @@
-//! leaktrace's own standing on the machine: its rights, its priority, and what
-//! it needs mounted.
+//! leaktrace's own standing on the machine: its rights and its priority.
 
 pub mod priority;
 pub mod privilege;
-pub mod tracefs;

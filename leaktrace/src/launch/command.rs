@@ -165,11 +165,11 @@ impl Command {
                 why: "there is no such file; check the path".into(),
             },
             None => {
-                let path = self.variable("PATH").unwrap_or(OsStr::new(DEFAULT_PATH));
-                let why = format!(
-                    "no directory of PATH ({}) has it; check the name, or give its path",
-                    path.to_string_lossy()
-                );
+                let mut why =
+                    "no directory of PATH has it; check the name, or give its path".to_owned();
+                if self.variable("SUDO_UID").is_some() {
+                    why.push_str(" (sudo has a PATH of its own)");
+                }
                 LaunchError::NotFound { program, why }
             }
         }

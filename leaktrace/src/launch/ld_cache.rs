@@ -1,6 +1,6 @@
 //! `/etc/ld.so.cache`: where the loader looks up libraries by name. Format:
 //! glibc's `sysdeps/generic/dl-cache.h` (`struct cache_file_new` and its
-//! extensions). Only entries for x86-64 are kept.
+//! extensions). Only entries for this architecture are kept.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -8,6 +8,8 @@ use std::{
     os::unix::ffi::{OsStrExt as _, OsStringExt as _},
     path::{Path, PathBuf},
 };
+
+use crate::arch::LD_CACHE_FLAGS;
 
 /// The libraries that the cache knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +32,6 @@ const OLD_HEADER: usize = 16;
 const OLD_ENTRY: usize = 12;
 const HEADER: usize = 48;
 const ENTRY: usize = 24;
-/// `FLAG_ELF_LIBC6 | FLAG_X8664_LIB64`.
-const FLAGS: u32 = 0x0303;
 const EXTENSION_MAGIC: u32 = 0xeaa4_2174;
 /// `cache_extension_tag_glibc_hwcaps`.
 const LEVELS_TAG: u32 = 1;
@@ -96,7 +96,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<Entry>> {
 }
 
 fn parse_entry(bytes: &[u8], entry: &[u8], levels: &[&[u8]]) -> Option<Entry> {
-    if word(entry, 0)? != FLAGS {
+    if word(entry, 0)? != LD_CACHE_FLAGS {
         return None;
     }
     let (low, high) = (word(entry, 16)?, word(entry, 20)?);
@@ -200,10 +200,10 @@ mod tests {
         cache(
             &[
                 (0x0003, "libz.so.1", "/lib32/libz.so.1", None),
-                (FLAGS, "libz.so.1", "/lib/libz.so.1", None),
-                (FLAGS, "libz.so.1", "/lib/v3/libz.so.1", Some(1)),
-                (FLAGS, "libz.so.1", "/lib/v2/libz.so.1", Some(0)),
-                (FLAGS, "libq.so", "/lib/v2/libq.so", Some(0)),
+                (LD_CACHE_FLAGS, "libz.so.1", "/lib/libz.so.1", None),
+                (LD_CACHE_FLAGS, "libz.so.1", "/lib/v3/libz.so.1", Some(1)),
+                (LD_CACHE_FLAGS, "libz.so.1", "/lib/v2/libz.so.1", Some(0)),
+                (LD_CACHE_FLAGS, "libq.so", "/lib/v2/libq.so", Some(0)),
             ],
             &["x86-64-v2", "x86-64-v3"],
         )

@@ -15,12 +15,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use object::elf::EM_X86_64;
-
 use super::{command::Command, ld_cache::LdCache};
 use crate::{
+    arch,
     elf::{ElfError, ElfFile, Linkage},
-    target::mapped_file::map_for_reading,
+    file_map,
 };
 
 /// What a command will map.
@@ -101,14 +100,14 @@ pub struct LoaderContext {
 }
 
 /// Where glibc looks last, as distributions configure it.
-const DEFAULT_DIRECTORIES: [&str; 6] = [
-    "/lib/x86_64-linux-gnu",
-    "/usr/lib/x86_64-linux-gnu",
-    "/lib64",
-    "/usr/lib64",
-    "/lib",
-    "/usr/lib",
-];
+fn default_directories() -> Vec<PathBuf> {
+    let multiarch = arch::MULTIARCH_DIRECTORY;
+    [multiarch, "lib64", "lib"]
+        .into_iter()
+        .flat_map(|directory| [format!("/{directory}"), format!("/usr/{directory}")])
+        .map(PathBuf::from)
+        .collect()
+}
 
 impl LoaderContext {
     /// For a command on this machine.
@@ -120,31 +119,10 @@ impl LoaderContext {
             preload: variable("LD_PRELOAD"),
             preload_file: fs::read("/etc/ld.so.preload").ok().map(OsString::from_vec),
             cache: LdCache::system(),
-            default_directories: DEFAULT_DIRECTORIES.map(PathBuf::from).to_vec(),
-            levels: processor_levels(),
+            default_directories: default_directories(),
+            levels: arch::processor_levels(),
         }
     }
-}
-
-/// The levels of the x86-64 psABI that this processor has, best first.
-fn processor_levels() -> Vec<&'static str> {
-    let mut levels = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    {
-        macro_rules! has {
-            ($($feature:tt),*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
-        }
-        let v2 = has!("cmpxchg16b", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3");
-        let v3 = v2
-            && has!(
-                "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"
-            );
-        let v4 = v3 && has!("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl");
-        levels.extend(v4.then_some("x86-64-v4"));
-        levels.extend(v3.then_some("x86-64-v3"));
-        levels.extend(v2.then_some("x86-64-v2"));
-    }
-    levels
 }
 
 /// Predicts what the command at `path` will map.
@@ -245,9 +223,9 @@ impl Object {
                 "it is no regular file",
             )));
         }
-        let bytes = map_for_reading(&file).map_err(ReadError::Io)?;
+        let bytes = file_map::map(&file).map_err(ReadError::Io)?;
         let elf = ElfFile::parse(&bytes).map_err(ReadError::Elf)?;
-        if elf.machine() != EM_X86_64 {
+        if elf.machine() != arch::ELF_MACHINE {
             return Err(ReadError::Elf(ElfError::Damaged(
                 "for another kind of processor".into(),
             )));
@@ -414,15 +392,15 @@ impl<'a> Search<'a> {
 
 /// Replaces the loader's variables, `$ORIGIN` or `${ORIGIN}`.
 fn expand(text: &OsStr, origin: &Path) -> PathBuf {
-    let library = if Path::new("/lib/x86_64-linux-gnu").is_dir() {
-        "lib/x86_64-linux-gnu"
+    let library = if Path::new("/").join(arch::MULTIARCH_DIRECTORY).is_dir() {
+        arch::MULTIARCH_DIRECTORY
     } else {
         "lib64"
     };
     let variables: [(&[u8], &[u8]); 3] = [
         (b"ORIGIN", origin.as_os_str().as_bytes()),
         (b"LIB", library.as_bytes()),
-        (b"PLATFORM", b"x86_64"),
+        (b"PLATFORM", arch::LD_PLATFORM.as_bytes()),
     ];
     let mut result = Vec::new();
     let mut rest = text.as_bytes();

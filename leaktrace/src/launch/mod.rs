@@ -8,6 +8,7 @@
 
 pub mod child;
 pub mod command;
+mod env_script;
 mod forked;
 pub mod inherited;
 pub mod ld_cache;

@@ -1,9 +1,14 @@
 //! Files that appear whole or not at all.
 //!
 //! The bytes go to a file without a name (`O_TMPFILE`), which is then linked
-//! into place: killed at any time before that, leaktrace leaves nothing. A file
-//! that is already there is replaced by a rename. On file systems without
-//! `O_TMPFILE` (NFS) the new file has a hidden name for a moment.
+//! into place: killed at any time before that, leaktrace leaves nothing.
+//!
+//! Linux can't link over a name that exists. So a file that is already there is
+//! replaced by a rename, before which the new one has a hidden name: between two
+//! system calls, or, on file systems without `O_TMPFILE` (NFS), while it is
+//! written. Killed just then, leaktrace leaves that file. It holds a lock on it
+//! meanwhile, which ends with the process, so that the next one that replaces a
+//! file there can tell and removes it.
 //!
 //! As root in a directory of others, the last component of a path may be a trap:
 //! symbolic links of strangers are refused, and what is no regular file (a pipe
@@ -23,8 +28,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, fchmod, fchown, fcntl_setfl, fstat, linkat, open,
-        openat, renameat, unlinkat,
+        AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, fchmod, fchown, fcntl_setfl,
+        flock, fstat, linkat, open, openat, renameat, unlinkat,
     },
     io::Errno,
     rand::{GetRandomFlags, getrandom},
@@ -202,9 +207,55 @@ fn put_into_place(file: &OwnedFd, directory: BorrowedFd<'_>, name: &OsStr) -> Re
         Err(Errno::EXIST) => {}
         result => return result,
     }
+    prepare_to_hide(file, directory);
     let hidden = hidden_name()?;
     link(&hidden)?;
     rename_or_remove(directory, &hidden, name)
+}
+
+/// To be called before a file gets a hidden name, or at once after.
+fn prepare_to_hide(file: &OwnedFd, directory: BorrowedFd<'_>) {
+    // Without locks, files of the dead just stay.
+    if flock(file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        let _ = remove_left_behind(directory, YOUNG);
+    }
+}
+
+/// Age in seconds before which a hidden file may be one that was just made and
+/// is not locked yet.
+const YOUNG: i64 = 10;
+
+/// Removes hidden files at least `age` seconds old whose writers have died.
+fn remove_left_behind(directory: BorrowedFd<'_>, age: i64) -> Result<(), Errno> {
+    let entries = openat(
+        directory,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    for entry in Dir::read_from(entries)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        let left_behind = || is_left_behind(directory, name, age).unwrap_or(false);
+        if is_hidden_name(name) && left_behind() {
+            // Another may do the same.
+            let _ = unlinkat(directory, name, AtFlags::empty());
+        }
+    }
+    Ok(())
+}
+
+/// Whether nobody writes a hidden file any more.
+fn is_left_behind(directory: BorrowedFd<'_>, name: &OsStr, age: i64) -> Result<bool, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = openat(directory, name, flags, Mode::empty())?;
+    let metadata = fstat(&file)?;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+    Ok(
+        FileType::from_raw_mode(metadata.st_mode) == FileType::RegularFile
+            && now.saturating_sub(metadata.st_ctime) >= age
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok(),
+    )
 }
 
 fn rename_or_remove(directory: BorrowedFd<'_>, hidden: &OsStr, name: &OsStr) -> Result<(), Errno> {
@@ -223,17 +274,29 @@ fn write_hidden(
     let hidden = hidden_name()?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let file = openat(directory, &*hidden, flags, FILE_MODE)?;
+    prepare_to_hide(&file, directory);
     fill(&file, bytes, owner).inspect_err(|_| {
         _ = unlinkat(directory, &*hidden, AtFlags::empty());
     })?;
     rename_or_remove(directory, &hidden, name)
 }
 
+const HIDDEN: (&str, &str) = (".leaktrace-", ".tmp");
+
 fn hidden_name() -> Result<Box<OsStr>, Errno> {
     let mut random = [0; 8];
     getrandom(&mut random[..], GetRandomFlags::empty())?;
-    let name = format!(".leaktrace-{:016x}.tmp", u64::from_ne_bytes(random));
+    let (prefix, suffix) = HIDDEN;
+    let name = format!("{prefix}{:016x}{suffix}", u64::from_ne_bytes(random));
     Ok(OsStr::from_bytes(name.as_bytes()).into())
+}
+
+fn is_hidden_name(name: &OsStr) -> bool {
+    let (prefix, suffix) = HIDDEN;
+    name.as_bytes()
+        .strip_prefix(prefix.as_bytes())
+        .and_then(|rest| rest.strip_suffix(suffix.as_bytes()))
+        .is_some_and(|digits| digits.len() == 16 && digits.iter().all(u8::is_ascii_hexdigit))
 }
 
 #[cfg(test)]
@@ -280,6 +343,37 @@ mod tests {
         fs::create_dir(directory.path().join("taken")).unwrap();
         write_hidden(fd.as_fd(), "taken".as_ref(), b"third", None).unwrap_err();
         assert_eq!(names(directory.path()).len(), 2, "the hidden file is gone");
+    }
+
+    #[test]
+    fn what_the_dead_left_behind_is_removed_by_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let made = |name: &str| {
+            let file = fs::File::create(at(name)).unwrap();
+            file.set_len(5).unwrap();
+            OwnedFd::from(file)
+        };
+        drop(made(".leaktrace-0123456789abcdef.tmp"));
+        let alive = made(".leaktrace-fedcba9876543210.tmp");
+        drop(made(".leaktrace-mine.tmp"));
+        flock(&alive, FlockOperation::LockExclusive).unwrap();
+        write(&at("a.json"), b"first", None).unwrap();
+        write(&at("a.json"), b"second", None).unwrap();
+        assert_eq!(names(directory.path()).len(), 4, "all of them are young");
+        let fd = fs::File::open(directory.path()).unwrap();
+        remove_left_behind(fd.as_fd(), 0).unwrap();
+        let mut left = names(directory.path());
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                ".leaktrace-fedcba9876543210.tmp",
+                ".leaktrace-mine.tmp",
+                "a.json"
+            ]
+        );
+        drop(alive);
     }
 
     #[test]

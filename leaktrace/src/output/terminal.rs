@@ -2,13 +2,12 @@
 
 use std::{env, io::IsTerminal as _, os::fd::AsFd};
 
+use crate::report::line::{Line, Look};
+
 /// Width of a terminal that does not tell its own.
 const USUAL_COLUMNS: usize = 80;
 /// Width where the output is no terminal: wide enough for most stacks.
 const FILE_COLUMNS: usize = 120;
-/// Narrower than this nothing could be read.
-const LEAST_COLUMNS: usize = 40;
-
 /// What an output can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terminal {
@@ -54,11 +53,31 @@ impl Terminal {
         let refused = variable("NO_COLOR").is_some_and(|value| !value.is_empty())
             || variable("TERM").is_some_and(|term| term == "dumb");
         Self {
-            columns: columns.max(LEAST_COLUMNS),
+            columns,
             colour: is_terminal && !refused,
             is_terminal,
         }
     }
+}
+
+/// Breaks each line of `text` between words where stderr's terminal ends; as it
+/// is without a terminal.
+#[must_use]
+pub fn fitted_to_stderr(text: &str) -> String {
+    let terminal = Terminal::of(rustix::stdio::stderr());
+    if !terminal.is_terminal {
+        return text.to_owned();
+    }
+    let mut fitted = String::new();
+    for paragraph in text.lines() {
+        let mut line = Line::default();
+        line.push(Look::Plain, paragraph);
+        for line in line.wrapped(terminal.columns, 2) {
+            line.render(false, &mut fitted);
+        }
+    }
+    fitted.truncate(fitted.trim_end_matches('\n').len());
+    fitted
 }
 
 #[cfg(test)]
@@ -80,7 +99,7 @@ mod tests {
         assert_eq!(decide(true, 132, &[("COLUMNS", "90")]), (132, true));
         assert_eq!(decide(true, 0, &[("COLUMNS", "90")]), (90, true));
         assert_eq!(decide(true, 0, &[]), (80, true));
-        assert_eq!(decide(true, 3, &[]), (40, true));
+        assert_eq!(decide(true, 30, &[]), (30, true));
     }
 
     #[test]

@@ -6,21 +6,22 @@
 //! emulated instruction that every call runs exactly once, with everything
 //! that the programs read still as it was at the entry.
 //!
-//! Here is the choice, from facts about the instructions; [`x86_64`] has the
-//! facts.
+//! Here is the choice, from facts about the instructions; [`crate::arch`] has
+//! the facts.
 
 mod kernel;
 #[cfg(test)]
 mod tests;
-mod x86_64;
 
 use leaktrace_common::function::{Argument, NO_ARGUMENT, Signature};
 
+use crate::arch;
+
+pub use crate::arch::branches_into;
 pub use kernel::{KernelAbility, NopAbility};
-pub use x86_64::branches_into;
 
 /// How many instructions from the entry on are looked at.
-const LIMIT: usize = 16;
+pub(crate) const LIMIT: usize = 16;
 
 /// A function's code.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +90,7 @@ pub struct ProbeSite {
 
 /// What the kernel does with an instruction under a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Treatment {
+pub(crate) enum Treatment {
     Emulated,
     /// Replaced by a call, which writes below the stack pointer.
     EmulatedByCall,
@@ -100,31 +101,31 @@ enum Treatment {
 
 /// One instruction on the straight way from the entry.
 #[derive(Clone, Debug)]
-struct Step {
-    offset: u32,
-    length: u32,
-    treatment: Treatment,
+pub(crate) struct Step {
+    pub offset: u32,
+    pub length: u32,
+    pub treatment: Treatment,
     /// Bit n: it writes the register of argument n.
-    writes_arguments: u8,
-    writes_frame_pointer: bool,
+    pub writes_arguments: u8,
+    pub writes_frame_pointer: bool,
     /// It may write to memory.
-    writes_memory: bool,
+    pub writes_memory: bool,
     /// It saves a register that belongs to the caller, as only prologues do.
-    saves_register: bool,
+    pub saves_register: bool,
     /// By how many bytes it lowers the stack pointer, if that is known.
-    lowers_stack: Option<i32>,
+    pub lowers_stack: Option<i32>,
     /// What follows it in memory need not be what runs next.
-    leaves: bool,
-    text: String,
+    pub leaves: bool,
+    pub text: String,
 }
 
 /// Jumps inside a function.
 #[derive(Clone, Debug, Default)]
-struct Branches {
+pub(crate) struct Branches {
     /// Where to, bytes from the entry, the first few hundred bytes only.
-    targets: Vec<u32>,
+    pub targets: Vec<u32>,
     /// There is a jump by a table, whose targets are not known.
-    by_table: bool,
+    pub by_table: bool,
 }
 
 /// Why no instruction further on can be a site.
@@ -151,8 +152,8 @@ pub fn candidates(
     need: Need,
     ability: KernelAbility,
 ) -> Result<Vec<ProbeSite>, String> {
-    let steps = x86_64::straight_way(code.bytes, code.address, ability, LIMIT);
-    let mut branches = x86_64::branches_inside(code.bytes);
+    let steps = arch::straight_way(code.bytes, code.address, ability, LIMIT);
+    let mut branches = arch::branches_inside(code.bytes);
     branches.targets.extend(
         code.branched_to
             .iter()

@@ -1,7 +1,8 @@
 //! A flamegraph of what is held, as an SVG that a browser zooms and searches.
 //!
 //! Greens: the program and its libraries; orange: the allocator's own functions;
-//! grey: what has no symbol, and where stacks are not complete. A function has
+//! grey: what has no symbol, and where stacks are not complete. Below all is
+//! the process. A function has
 //! the same colour in every picture.
 
 use anyhow::Context as _;
@@ -52,7 +53,7 @@ pub fn render(report: &Report, weight: Weight) -> anyhow::Result<Vec<u8>> {
     let mut options = Options::default();
     options.title = title(report, weight);
     options.subtitle =
-        Some(subtitle(report) + " | orange: allocator, grey: no symbol or callers unknown");
+        Some(subtitle(report) + " | green: program, orange: allocator, grey: unknown");
     options.count_name = unit(weight).to_owned();
     options.bgcolors = Some(BackgroundColor::Grey);
     options.palette_map = Some(&mut colours);
@@ -60,7 +61,33 @@ pub fn render(report: &Report, weight: Weight) -> anyhow::Result<Vec<u8>> {
     let mut svg = Vec::new();
     flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), &mut svg)
         .context("cannot draw the flamegraph")?;
-    Ok(svg)
+    let svg = String::from_utf8(svg).context("the flamegraph is no text")?;
+    let process = name::clean(&report.process.name);
+    let root = format!(
+        "{process} ({}), {}",
+        report.process.pid,
+        shown(report, weight)
+    );
+    Ok(improved(&svg, &root).into_bytes())
+}
+
+/// What inferno has no option for: a name for the frame below all others, whose
+/// text is empty, and a search button that can be seen.
+fn improved(svg: &str, root: &str) -> String {
+    const ROOT: &str = "<title>all (";
+    const NO_TEXT: &str = "></text>";
+    const FAINT: &str = "#search { text-anchor:end; opacity:0.1;";
+    const VISIBLE: &str = "#search { text-anchor:end; opacity:0.8; text-decoration:underline;";
+    let svg = svg.replacen(FAINT, VISIBLE, 1);
+    let Some((before, rest)) = svg.split_once(ROOT) else {
+        return svg;
+    };
+    let root = escaped(root);
+    let text = format!(">{root}</text>");
+    format!(
+        "{before}<title>{root} ({}",
+        rest.replacen(NO_TEXT, &text, 1)
+    )
 }
 
 /// Folded lines, and the colours of all their frames.
@@ -137,14 +164,26 @@ fn title(report: &Report, weight: Weight) -> String {
         ),
     };
     // Totals know nothing of filters.
-    let weights = report.sites.iter().map(|site| site.weight(weight));
-    let shown = weights.fold(0, u64::saturating_add);
-    let filtered = match (shown < total(report, weight), unit(weight)) {
-        (false, _) => String::new(),
-        (true, "bytes") => format!(", {} shown", quantity::bytes_fine(shown)),
-        (true, _) => format!(", {} shown", quantity::count(shown)),
+    let filtered = if shown_weight(report, weight) < total(report, weight) {
+        format!(", {} shown", shown(report, weight))
+    } else {
+        String::new()
     };
     format!("{process} ({}): {what}{filtered}", report.process.pid)
+}
+
+fn shown_weight(report: &Report, weight: Weight) -> u64 {
+    let weights = report.sites.iter().map(|site| site.weight(weight));
+    weights.fold(0, u64::saturating_add)
+}
+
+/// What all sites weigh: `8.19 MiB`, `807 blocks`.
+fn shown(report: &Report, weight: Weight) -> String {
+    let shown = shown_weight(report, weight);
+    match unit(weight) {
+        "bytes" => quantity::bytes_fine(shown),
+        _ => quantity::things(shown, "block"),
+    }
 }
 
 fn total(report: &Report, weight: Weight) -> u64 {

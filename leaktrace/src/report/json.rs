@@ -20,22 +20,23 @@
 //! | `disabled_ns`, `disabled_uncertainty_ns` | likewise, when events ceased to count; `null` while they do |
 //! | `end` | `null` while tracing, else `reason`: `duration`, `signal` (with `signal`), `target_exit`, `target_exec`, `output_closed` or `overhead` (with `cost` and `limit`, shares of the target's CPU time) |
 //! | `options` | options that shape the report, name to value; one given several times has its values joined by `, ` |
-//! | `features` | name to `available` and `used` |
+//! | `features` | name to `available`, `used`, and what is done `instead` (`null` where it is used, or nothing uses it yet) |
 //! | `watched` | list of `path`, `build_id`, `functions` |
 //! | `counters` | every counter by its name |
 //! | `nested_calls` | list of `outer`, `inner` (`alloc`, `alloc_array`, `realloc`, `realloc_array`, `alloc_out`, `free`), `count`: allocator calls made inside others, counted as part of the outer one; only those that occurred |
 //! | `totals` | over all stacks, whatever filters by age say: `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`, `freed_blocks`; `lost` events (not 0: all of these are lower bounds), `inexact` events, `exact` (neither occurred), `complete_share` of the allocations have complete stacks |
 //! | `alloc_per_second` | allocations per second, since the report before or, at the end, the start |
 //! | `cost` | share of the target's CPU time that tracing takes |
+//! | `cost_cpus` | CPU time per second that tracing takes of the target |
 //! | `pair_cost_ns` | what one allocation with its free costs, measured at the start |
-//! | `memory` | `at_start` and `now`: `rss_bytes`, `rss_anon_bytes`, `rss_file_bytes`, `rss_shmem_bytes`, `swap_bytes`, `vm_size_bytes`, `threads`, `descriptors`, `cgroup_usage_bytes`, `cgroup_limit_bytes` |
+//! | `memory` | `at_start` and `now`: `rss_bytes`, `rss_anon_bytes`, `rss_file_bytes`, `rss_shmem_bytes`, `swap_bytes`, `vm_size_bytes`, `threads`, `descriptors`, `cgroup_usage_bytes`, `cgroup_limit_bytes`; `read_ns`: when `now` was read, since the start, `null` when not after the start |
 //! | `site_count` | how many stacks pass the filters |
 //! | `notes` | sentences about how far this can be trusted |
 //! | `stacks` | those that pass the filters, in the order asked for |
 //!
 //! A stack: `id` (hexadecimal, stable within one trace), `class` (`heap`),
 //! `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`,
-//! `freed_blocks`, `growth_per_minute` (bytes), `oldest_age_ns`, `complete`,
+//! `freed_blocks`, `growth_per_minute` (bytes; of blocks of any age), `oldest_age_ns`, `complete`,
 //! `end` (`complete`, or why it is not), `frames`.
 //!
 //! A frame, from the allocating function (`malloc` itself) outwards: `symbol`
@@ -88,6 +89,7 @@ pub struct Document<'a> {
     totals: Totals,
     alloc_per_second: f64,
     cost: Option<f64>,
+    cost_cpus: Option<f64>,
     pair_cost_ns: Option<u64>,
     memory: Memory,
     site_count: usize,
@@ -121,6 +123,7 @@ struct End {
 struct Feature {
     available: bool,
     used: bool,
+    instead: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -155,6 +158,7 @@ struct Totals {
 struct Memory {
     at_start: Sample,
     now: Sample,
+    read_ns: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -232,9 +236,11 @@ impl<'a> Document<'a> {
             totals: Totals::of(report),
             alloc_per_second: report.alloc_rate,
             cost: report.cost,
+            cost_cpus: report.cost_cpus,
             pair_cost_ns: trace.pair_cost.map(nanoseconds),
             memory: Memory {
                 at_start: Sample::of(&report.memory_at_start),
+                read_ns: report.memory_read.map(nanoseconds),
                 now: Sample::of(&report.memory),
             },
             site_count: report.site_count,
@@ -376,6 +382,7 @@ fn feature(feature: &FeatureInfo) -> (&'static str, Feature) {
         Feature {
             available: feature.available,
             used: feature.used,
+            instead: feature.instead(),
         },
     )
 }

@@ -120,6 +120,35 @@ impl Line {
         self.pieces.truncate(kept);
     }
 
+    /// Breaks it between words into lines of at most `columns`; all but the
+    /// first begin with `indent` blanks. A word that is wider stays whole, so
+    /// that it can be copied.
+    #[must_use]
+    pub fn wrapped(self, columns: usize, indent: usize) -> Vec<Self> {
+        if self.width() <= columns {
+            return vec![self];
+        }
+        let mut lines = vec![Self::default()];
+        let (mut used, mut words) = (0, 0);
+        for (look, text) in &self.pieces {
+            for word in text.split_inclusive(' ') {
+                let taken = width(word.trim_end_matches(' '));
+                if words > 0 && taken > 0 && used + taken > columns {
+                    let mut next = Self::default();
+                    next.push(Look::Plain, " ".repeat(indent));
+                    lines.push(next);
+                    (used, words) = (indent, 0);
+                }
+                used += width(word);
+                words += usize::from(taken > 0);
+                if let Some(line) = lines.last_mut() {
+                    line.push(*look, word);
+                }
+            }
+        }
+        lines
+    }
+
     /// Appends it to `out` with a line feed, blanks at the end removed.
     pub fn render(&self, colour: bool, out: &mut String) {
         let start = out.len();
@@ -173,6 +202,21 @@ mod tests {
         assert_eq!(text(&fits), "abcdef\n");
         fits.cut(0);
         assert_eq!(text(&fits), "\n");
+    }
+
+    #[test]
+    fn lines_break_between_words_and_never_within() {
+        let wrapped = |pieces: &[&str], columns| -> String {
+            let lines = line(pieces).wrapped(columns, 4);
+            lines.iter().map(text).collect()
+        };
+        assert_eq!(wrapped(&["ab cd", " ef"], 8), "ab cd ef\n");
+        assert_eq!(wrapped(&["ab cd", " ef gh"], 8), "ab cd ef\n    gh\n");
+        assert_eq!(
+            wrapped(&["  ab /a/long/path cd"], 8),
+            "  ab\n    /a/long/path\n    cd\n"
+        );
+        assert_eq!(wrapped(&["  /a/long/path"], 8), "  /a/long/path\n");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use leaktrace_common::counter::Counter;
+
 const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 const COUNT_UNITS: [&str; 5] = ["", "k", "M", "G", "T"];
 
@@ -108,6 +110,22 @@ pub fn things(value: u64, noun: &str) -> String {
     format!("{} {noun}{plural}", count(value))
 }
 
+/// What a counter counted, in words: `1 thread that ended inside a call`.
+#[must_use]
+pub fn events(counter: Counter, value: u64) -> String {
+    format!("{} {}", grouped(value), counter.text(value))
+}
+
+/// CPUs that are used on average: `3.8 CPUs`, `1.0 CPU`, `less than 0.1 CPU`.
+#[must_use]
+pub fn cpus(value: f64) -> String {
+    match value {
+        _ if value.is_nan() || value < 0.05 => "less than 0.1 CPU".to_owned(),
+        _ if value < 1.05 => format!("{value:.1} CPU"),
+        _ => format!("{value:.1} CPUs"),
+    }
+}
+
 /// A count to the last digit: `2 104 377`.
 #[must_use]
 pub fn grouped(value: u64) -> String {
@@ -155,6 +173,12 @@ pub fn percent(share: f64) -> String {
         }
         _ => format!("{percent:.0} %"),
     }
+}
+
+/// A share of 1 within a sentence: as [`percent`], but `under 0.1 %`.
+#[must_use]
+pub fn percent_in_words(share: f64) -> String {
+    percent(share).replace('<', "under ")
 }
 
 /// A share of 1 in whole percent, for a column: `0 %`, `<1 %`, `12 %`,
@@ -263,6 +287,10 @@ mod tests {
         assert_eq!(grouped(2_104_377), "2 104 377");
         assert_eq!(things(1, "block"), "1 block");
         assert_eq!(things(52_310, "block"), "52 310 blocks");
+        assert_eq!(cpus(0.0), "less than 0.1 CPU");
+        assert_eq!(cpus(0.06), "0.1 CPU");
+        assert_eq!(cpus(1.04), "1.0 CPU");
+        assert_eq!(cpus(3.8), "3.8 CPUs");
         assert_eq!(rate(38_123.0), "38.1 k");
         assert_eq!(rate(912.4), "912");
         assert_eq!(rate(999.9), "1.0 k");
@@ -279,6 +307,7 @@ mod tests {
         assert_eq!(percent(0.9998), "99.98 %");
         assert_eq!(percent(0.999_999_9), "99.99 %");
         assert_eq!(percent(1.0), "100 %");
+        assert_eq!(percent_in_words(0.000_01), "under 0.1 %");
         assert_eq!(percent_whole(0.004), "<1 %");
         assert_eq!(percent_whole(0.12), "12 %");
         assert_eq!(percent_whole(0.999_999), ">99 %");
@@ -294,5 +323,21 @@ mod tests {
         assert_eq!(shown(612.0), "10 min 12 s");
         assert_eq!(shown(6000.0), "1 h 40 min");
         assert_eq!(shown(6.0 * 86_400.0 + 59.0), "6 d");
+    }
+
+    #[test]
+    fn one_event_is_told_in_the_singular() {
+        assert_eq!(
+            events(Counter::FreeNull, 1),
+            "1 free of NULL, which does nothing"
+        );
+        assert_eq!(
+            events(Counter::FreeNull, 2104),
+            "2 104 frees of NULL, which do nothing"
+        );
+        for counter in Counter::ALL {
+            assert_ne!(counter.text(1), counter.text(2), "{counter:?}");
+            assert_eq!(counter.text(0), counter.text(2));
+        }
     }
 }

@@ -161,6 +161,10 @@ fn events_line(report: &Report, columns: usize) -> Line {
     let bytes = quantity::bytes_fine(report.totals.live_bytes());
     let blocks = quantity::count(report.totals.live_blocks());
     let rate = quantity::rate(report.alloc_rate);
+    let filter = match report.age_filter() {
+        none if none.is_empty() => none,
+        filter => format!("sites with {filter}"),
+    };
     let live = [
         format!(
             "live {bytes} in {}",
@@ -183,8 +187,15 @@ fn events_line(report: &Report, columns: usize) -> Line {
         .after_bar(),
     ];
     if let Some(cost) = report.cost {
-        let cost = format!("cost {}", quantity::percent(cost));
-        parts.push(Part::new(3, [cost.clone(), cost, String::new()]).after_bar());
+        let short = format!("cost {}", quantity::percent(cost));
+        let cost = match report.cost_cpus {
+            // Why the limit does not apply.
+            Some(cpus) if report.is_cost_negligible() => {
+                format!("{short} ({} of one CPU)", quantity::percent(cpus))
+            }
+            _ => short.clone(),
+        };
+        parts.push(Part::new(3, [cost, short, String::new()]).after_bar());
     }
     let lost = match report.lost() {
         0 => Part::new(5, ["lost 0".to_owned()]),
@@ -200,6 +211,8 @@ fn events_line(report: &Report, columns: usize) -> Line {
         ];
         parts.push(Part::new(0, forms).after_bar());
     }
+    // Line 1 is about all blocks, the sites are not.
+    parts.push(Part::new(4, [filter.clone(), filter, String::new()]).after_bar());
     joined(&parts, columns)
 }
 
@@ -301,13 +314,7 @@ fn warning(report: &Report) -> Option<Line> {
     reasons.sort_by_key(|counter| std::cmp::Reverse(report.counter(**counter)));
     let reasons: Vec<_> = reasons
         .into_iter()
-        .map(|counter| {
-            format!(
-                "{} {}",
-                quantity::count(report.counter(*counter)),
-                counter.text()
-            )
-        })
+        .map(|counter| quantity::events(*counter, report.counter(*counter)))
         .collect();
     let mut line = Line::default();
     line.push(Look::Alarm, verdict);
@@ -349,12 +356,12 @@ pub(super) fn nothing_held(report: &Report) -> String {
     match (totals.alloc_blocks, totals.live_blocks()) {
         (0, _) => "no allocation seen yet".to_owned(),
         (blocks, 0) => format!(
-            "nothing held: all {} blocks were freed",
-            quantity::count(blocks)
+            "nothing held: {} allocated, all freed",
+            quantity::things(blocks, "block")
         ),
         (_, live) => format!(
-            "no site passes the filters ({} blocks held)",
-            quantity::count(live)
+            "no site passes the filters ({} held)",
+            quantity::things(live, "block")
         ),
     }
 }
@@ -413,9 +420,13 @@ impl Columns {
         let growth = Self::growth(site);
         line.push(Look::Plain, format!("{gap}{growth:<0$}", self.growth));
         let blocks = format!("{:>1$}", Self::blocks(site), self.blocks);
+        let noun = match site.sums.live_blocks() {
+            1 => "block ",
+            _ => "blocks",
+        };
         let freed = format!("{:>1$}", Self::freed(site), self.freed);
         let text = if self.roomy {
-            format!("{gap}{blocks} blocks{gap}freed {freed}{gap}")
+            format!("{gap}{blocks} {noun}{gap}freed {freed}{gap}")
         } else {
             format!("{gap}{blocks} blk{gap}{freed} freed{gap}")
         };

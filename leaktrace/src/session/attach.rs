@@ -13,9 +13,10 @@ use super::{
     start::{self, Subject, Workbench},
 };
 use crate::{
-    bpf::{Scope, return_probes_keep_shadow_stack},
+    bpf::{Feature, Scope},
     exit::Outcome,
     host::priority,
+    output::terminal::fitted_to_stderr,
     say,
     target::{
         Process, TargetError, cpu::CpuClock, mapped_file, mapping, mapping_watch::MappingWatch,
@@ -35,7 +36,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let plan = plan(&process, &workbench, &mut notes)?;
     start::explain(&plan, options);
     let kind = workbench.calibration.link_kind;
-    if process.has_shadow_stack() && !return_probes_keep_shadow_stack() {
+    if process.has_shadow_stack() && !workbench.features.has(Feature::ReturnsKeepShadowStack) {
         bail!(
             "not attached: {} runs with a user shadow stack, and return probes of this kernel do \
              not keep that right, so the process would die (Linux 6.11 does; update the kernel). \
@@ -61,21 +62,17 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         progress.phase("counting calls for half a second");
         let (estimate, system_rate) = estimate(&mut workbench, &plan, &process, scope)?;
         own_system_rate = system_rate;
-        say!(
-            "{}",
-            messages::estimate(&process.info(), &estimate, options.brake)
-        );
-        if options.estimate_only {
-            return Ok(Outcome::Reported);
-        }
-        if signals.end_requested() {
-            return Ok(Outcome::Reported);
-        }
         if let Brake::Limit(limit) = options.brake
             && estimate.exceeds(options.brake)
+            && !options.estimate_only
         {
             say!("{}", messages::refusal(&process.info(), &estimate, limit));
             return Ok(Outcome::Refused);
+        }
+        let said = messages::estimate(&process.info(), &estimate, options.brake);
+        say!("{}", fitted_to_stderr(&said));
+        if options.estimate_only {
+            return Ok(Outcome::Reported);
         }
     }
     // Before events count: stacks need names also when the process ends or
@@ -84,6 +81,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     mappings.current(&process);
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
+    signals.tracing();
     // Only now: on a busy machine, setting up would take long.
     priority::give_way();
     drop(progress);

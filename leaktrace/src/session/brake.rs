@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::model::NEGLIGIBLE_CPUS;
+
 /// When to stop tracing by itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Brake {
@@ -12,8 +14,6 @@ pub enum Brake {
     Limit(f64),
 }
 
-/// Below this share of one core, cost does not matter.
-const NEGLIGIBLE: f64 = 0.05;
 /// How long the limit must be exceeded.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How much dearer than calibrated a call may turn out by the target's system
@@ -103,7 +103,7 @@ impl Estimate {
     pub fn exceeds(&self, brake: Brake) -> bool {
         match brake {
             Brake::Off => false,
-            Brake::Limit(limit) => self.share > limit && self.cost_cpus > NEGLIGIBLE,
+            Brake::Limit(limit) => self.share > limit && self.cost_cpus > NEGLIGIBLE_CPUS,
         }
     }
 }
@@ -148,7 +148,7 @@ impl CostWatch {
         let Brake::Limit(limit) = self.brake else {
             return None;
         };
-        let negligible = cost <= NEGLIGIBLE * period.wall.as_secs_f64();
+        let negligible = cost <= NEGLIGIBLE_CPUS * period.wall.as_secs_f64();
         if negligible || share(cost, period.cpu) <= limit {
             self.over_for = Duration::ZERO;
             self.over_cost = 0.0;
@@ -166,6 +166,13 @@ impl CostWatch {
     pub fn total_share(&self) -> Option<f64> {
         let cost = seconds(&self.all, self.pair_cost, self.own_system_rate);
         (!self.all.cpu.is_zero()).then(|| share(cost, self.all.cpu))
+    }
+
+    /// CPU time per second that probes took since the start.
+    #[must_use]
+    pub fn total_cpus(&self) -> Option<f64> {
+        let cost = seconds(&self.all, self.pair_cost, self.own_system_rate);
+        (!self.all.wall.is_zero()).then(|| cost / self.all.wall.as_secs_f64())
     }
 }
 

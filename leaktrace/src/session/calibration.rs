@@ -2,7 +2,10 @@
 //! programs, measured on leaktrace itself; and whether links of the preferred
 //! kind see threads other than the first.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use leaktrace_common::counter::Counter;
@@ -10,18 +13,20 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::plan::Plan;
 use crate::{
-    bpf::{Feature, Features, Limits, LinkKind, ObjectSource, Program, Scope, Tracer},
+    bpf::{Attachment, Feature, Features, LinkKind, PlannedFile, Program, Scope, Tracer},
     probe_site::KernelAbility,
     target::{Process, mapped_file, mapping},
 };
 
 /// What was found.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Calibration {
     /// The kind of links that works here.
     pub link_kind: LinkKind,
     /// CPU time that probes add to one malloc with its free.
     pub pair_cost: Duration,
+    /// Threads that take the probes out again.
+    detaching: Vec<JoinHandle<()>>,
 }
 
 /// Pairs in one round; the best of several rounds counts, since everything
@@ -35,9 +40,11 @@ const SEEN_AT_LEAST: u64 = 256;
 const TYPICAL_PAIR: Duration = Duration::from_nanos(2000);
 
 /// Tries the preferred kind of link, and the other one if calls of a second
-/// thread are not seen (as kernels 6.6 to 6.9 may filter by thread).
+/// thread are not seen (as kernels 6.6 to 6.9 may filter by thread). What the
+/// programs have seen is in the maps until [`Calibration::end`]: loading them a
+/// second time, for maps of their own, would take as long as all the rest.
 pub fn calibrate(
-    source: &ObjectSource,
+    tracer: &mut Tracer,
     features: &Features,
     ability: KernelAbility,
     program: Program,
@@ -46,23 +53,29 @@ pub fn calibrate(
     let mappings = mapping::read_mappings(&own).context("reading leaktrace's own mappings")?;
     let (files, _) = mapped_file::open_executable_files(&own, &mappings);
     let plan = Plan::of(&files, ability)?;
-    let preferred = if features.has(Feature::UprobeMulti) && features.has(Feature::AttachCookie) {
+    let preferred = if features.has(Feature::UprobeMulti) {
         LinkKind::Multi
     } else {
         LinkKind::Perf
     };
-    if plan.files.is_empty() {
-        return Ok(Calibration {
-            link_kind: preferred,
-            pair_cost: TYPICAL_PAIR,
-        });
+    let mut calibration = Calibration {
+        link_kind: preferred,
+        pair_cost: TYPICAL_PAIR,
+        detaching: Vec::new(),
+    };
+    let files = measured_functions(&plan);
+    if files.is_empty() {
+        return Ok(calibration);
     }
     for link_kind in [preferred, LinkKind::Perf] {
-        if let Some(pair_cost) = measure(source, features, &plan, link_kind, program)? {
-            return Ok(Calibration {
-                link_kind,
-                pair_cost,
-            });
+        let (attachment, pair_cost) = measure(tracer, &files, link_kind, program)?;
+        calibration
+            .detaching
+            .push(std::thread::spawn(move || attachment.detach(|_, _| {})));
+        if let Some(pair_cost) = pair_cost {
+            calibration.link_kind = link_kind;
+            calibration.pair_cost = pair_cost;
+            return Ok(calibration);
         }
     }
     anyhow::bail!(
@@ -71,35 +84,55 @@ pub fn calibrate(
     )
 }
 
-/// The cost of a pair, or `None` when the links don't see the calls.
+impl Calibration {
+    /// Waits until the probes on leaktrace itself are out, and forgets what
+    /// they saw: from then on the maps are the target's.
+    ///
+    /// # Errors
+    /// When the maps can't be cleared.
+    pub fn end(&mut self, tracer: &mut Tracer) -> Result<()> {
+        for thread in self.detaching.drain(..) {
+            // It has nothing to panic about; and the maps are cleared in any case.
+            let _ = thread.join();
+        }
+        tracer.end_trial()
+    }
+}
+
+/// Of the files' functions those that are called here: each probe takes time to
+/// be set, and more to be taken out.
+fn measured_functions(plan: &Plan) -> Vec<PlannedFile> {
+    let is_called = |name: &str| matches!(name, "malloc" | "free");
+    let mut files = plan.files.clone();
+    for file in &mut files {
+        file.probes
+            .retain(|probe| probe.function.split('/').any(is_called));
+    }
+    files.retain(|file| !file.probes.is_empty());
+    files
+}
+
+/// The probes, no longer counting, and what a pair costs with them, or `None`
+/// when they don't see the calls.
 fn measure(
-    source: &ObjectSource,
-    features: &Features,
-    plan: &Plan,
+    tracer: &mut Tracer,
+    files: &[PlannedFile],
     link_kind: LinkKind,
     program: Program,
-) -> Result<Option<Duration>> {
-    let limits = Limits {
-        max_blocks: 4096,
-        max_stacks: 256,
-        max_threads: 256,
-    };
-    let mut tracer = Tracer::load(source, &limits, features)?;
+) -> Result<(Attachment, Option<Duration>)> {
     let maps = tracer.maps();
+    let calls = || Ok::<_, anyhow::Error>(maps.counters()?.events[Counter::AllocCalls as usize]);
+    let before = calls()?;
     let without = rounds();
     let own = std::process::id();
     maps.control().set_target(own, false);
-    let attachment = tracer.attach(link_kind, &plan.files, program, Scope::Process(own), 0)?;
+    let attachment = tracer.attach(link_kind, files, program, Scope::Process(own), 0)?;
     maps.control().enable(true);
     let with = rounds();
     maps.control().enable(false);
-    // Nobody waits for these probes to go.
-    std::thread::spawn(move || attachment.detach(|_, _| {}));
-    let seen = maps.counters()?.events[Counter::AllocCalls as usize];
-    if program == Program::Trace && seen < SEEN_AT_LEAST {
-        return Ok(None);
-    }
-    Ok(Some(with.saturating_sub(without)))
+    let seen = calls()? - before;
+    let works = program != Program::Trace || seen >= SEEN_AT_LEAST;
+    Ok((attachment, works.then(|| with.saturating_sub(without))))
 }
 
 /// CPU time of one pair on a thread that isn't the first: the best round.

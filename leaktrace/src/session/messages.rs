@@ -2,9 +2,12 @@
 
 use std::{path::Path, time::Duration};
 
-use super::brake::{Brake, Estimate};
+use super::{
+    brake::{Brake, Estimate},
+    estimate::COUNTING,
+};
 use crate::{
-    model::{MemorySample, ProcessInfo},
+    model::{MemorySample, NEGLIGIBLE_CPUS, ProcessInfo},
     report::{name, quantity},
 };
 
@@ -16,19 +19,30 @@ pub fn estimate(process: &ProcessInfo, estimate: &Estimate, brake: Brake) -> Str
     let limit = match brake {
         Brake::Off => String::new(),
         Brake::Limit(limit) if estimate.is_negligible(brake) => format!(
-            " (limit {}, but it is under 5 % of one CPU)",
-            quantity::percent_whole(limit)
+            ", which is only {} of one CPU (the limit of {} does not apply under {})",
+            quantity::percent_in_words(estimate.cost_cpus),
+            quantity::percent_whole(limit),
+            quantity::percent_whole(NEGLIGIBLE_CPUS),
         ),
         Brake::Limit(limit) => format!(" (limit {})", quantity::percent_whole(limit)),
     };
-    format!(
-        "{} ({}, up {}): {} allocations/s on {:.1} CPUs; tracing will cost about {} of its CPU{limit}",
+    let who = format!(
+        "{} ({}, up {})",
         name::clean(&process.name),
         process.pid,
-        quantity::duration(up),
+        quantity::duration(up)
+    );
+    let cpus = quantity::cpus(estimate.cpus);
+    if estimate.share == 0.0 {
+        return format!(
+            "{who}: no allocations in {} on {cpus}; tracing costs nothing while that lasts{limit}",
+            quantity::duration(COUNTING)
+        );
+    }
+    format!(
+        "{who}: {} allocations/s on {cpus}; tracing will cost about {} of its CPU{limit}",
         quantity::rate(estimate.alloc_rate),
-        estimate.cpus,
-        quantity::percent(estimate.share),
+        quantity::percent_in_words(estimate.share),
     )
 }
 
@@ -54,9 +68,10 @@ pub fn attached(
     time: &jiff::Zoned,
 ) -> String {
     format!(
-        "attached to {} ({}): {functions} functions in {files} (-v lists them), {}",
+        "attached to {} ({}): {} in {files} (-v lists them), {}",
         process.pid,
         name::clean(&process.name),
+        quantity::things(functions as u64, "function"),
         time.strftime("%Y-%m-%d %H:%M:%S %z"),
     )
 }
@@ -88,6 +103,28 @@ pub fn how_to_end(directory: Option<&Path>, is_command: bool) -> String {
         }
         (None, false) => "Ctrl-C detaches and reports".to_owned(),
     }
+}
+
+/// Why `run` does not end with its trace.
+pub fn waiting(process: &ProcessInfo) -> String {
+    format!(
+        "{} ({}) goes on untraced; leaktrace waits for its end, to end with its exit status",
+        name::clean(&process.name),
+        process.pid,
+    )
+}
+
+/// That the command was only the way to another program, and how that one is
+/// traced.
+pub fn replaced(first: &str, now: &ProcessInfo) -> String {
+    let exe = now.exe.to_string_lossy();
+    let (first, exe) = (name::clean(first), name::clean(&exe));
+    format!(
+        "The report is about {first} only, which replaced itself by {exe} (exec). To trace that \
+         from its first instruction:  leaktrace run -- {exe} ARGUMENTS\nTo trace it from now on:  \
+         leaktrace attach {}",
+        now.pid,
+    )
 }
 
 /// What the maps may take at worst.

@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     allocator::{self, WatchedFunction},
+    arch,
     bpf::{PlannedFile, PlannedProbe},
+    file_map,
     model::WatchedFileInfo,
     probe_site::KernelAbility,
     target::{
@@ -15,9 +17,6 @@ use crate::{
         mapping::{self, Device},
     },
 };
-
-/// What the kernel puts over a probed instruction (x86_64: `int3`).
-const BREAKPOINT: u8 = 0xcc;
 
 /// The probes of a trace.
 #[derive(Default)]
@@ -63,7 +62,16 @@ impl Plan {
                 return Ok(());
             }
         };
-        let watched = match allocator::discover(&bytes, ability) {
+        let missing_before = file_map::cut_short();
+        let discovered = allocator::discover(&bytes, ability);
+        if file_map::cut_short() > missing_before {
+            self.problems.push(format!(
+                "{} was cut short while it was read, so it is not watched",
+                file.path().display()
+            ));
+            return Ok(());
+        }
+        let watched = match discovered {
             Ok(Some(watched)) => watched,
             Ok(None) => return Ok(()),
             // Mapped for execution, but no ELF file: a JIT's, most likely.
@@ -116,10 +124,10 @@ impl Plan {
                     && (mapping.offset..mapping.offset + length).contains(&offset)
             })?;
             let address = mapping.start + (offset - mapping.offset);
-            let mut byte = [0];
+            let mut instruction = [0; arch::BREAKPOINT.len()];
             let memory = File::open(process.directory().ok()?.join("mem")).ok()?;
-            memory.read_exact_at(&mut byte, address).ok()?;
-            Some(byte[0] == BREAKPOINT)
+            memory.read_exact_at(&mut instruction, address).ok()?;
+            Some(instruction == arch::BREAKPOINT)
         };
         breakpoint().unwrap_or(false)
     }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use leaktrace_common::counter::Counter;
 
 use super::{TraceOptions, plan::Plan, snapshot::Snapshot};
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
         table::{self, TableOptions},
     },
     say,
-    target::{Process, mapping::Device, mapping_watch::MappingWatch},
+    target::{Process, mapped_file::MappedFile, mapping::Device, mapping_watch::MappingWatch},
 };
 
 /// What reports have in common.
@@ -70,6 +71,8 @@ pub struct Workshop {
     pub mappings: MappingWatch,
     /// Files in which an allocator was looked for.
     pub examined: HashSet<(Device, u64)>,
+    /// How many of them have one and were loaded after the probes were set.
+    pub late_allocators: u64,
     pub ability: KernelAbility,
     pub outputs: Outputs,
     /// Where tables go, and its descriptor.
@@ -164,14 +167,37 @@ impl Workshop {
             ..
         } = self;
         mappings.poll(process);
+        let mut mapped = Vec::new();
         let result = aggregator.learn_stacks(maps, &snapshot.sums, &mut |symbolizer| {
             let (now, files) = mappings.current(process);
             symbolizer.update(&now, &files);
+            mapped = files;
         });
         if let Err(error) = result {
             self.common
                 .notes
                 .push(format!("Some stacks could not be read: {error:#}."));
+        }
+        self.look_for_allocators(&mapped);
+    }
+
+    /// Looks for allocators in the files not examined before: nobody watches
+    /// them, since they were loaded after the probes were set.
+    fn look_for_allocators(&mut self, mapped: &[Arc<MappedFile>]) {
+        for file in mapped {
+            if !self.examined.insert((file.device(), file.inode())) {
+                continue;
+            }
+            if let Ok(late) = Plan::of(std::slice::from_ref(file), self.ability)
+                && !late.files.is_empty()
+            {
+                self.late_allocators += 1;
+                self.common.notes.push(format!(
+                    "{} has an allocator and was loaded after the probes were set: its calls were \
+                     not seen.",
+                    late.file_names()
+                ));
+            }
         }
     }
 
@@ -179,19 +205,7 @@ impl Workshop {
     /// have no names.
     fn note_what_was_missed(&mut self) {
         let (_, files) = self.mappings.current(&self.process);
-        let new: Vec<_> = files
-            .into_iter()
-            .filter(|file| !self.examined.contains(&(file.device(), file.inode())))
-            .collect();
-        if let Ok(late) = Plan::of(&new, self.ability)
-            && !late.files.is_empty()
-        {
-            self.common.notes.push(format!(
-                "{} has an allocator and was loaded after the probes were set: its calls were \
-                 not seen.",
-                late.file_names()
-            ));
-        }
+        self.look_for_allocators(&files);
         self.common.notes.extend(self.mappings.note());
     }
 
@@ -211,8 +225,9 @@ impl Workshop {
         }
     }
 
-    fn report(&mut self, snapshot: Snapshot, top: Option<usize>) -> Report {
+    fn report(&mut self, mut snapshot: Snapshot, top: Option<usize>) -> Report {
         self.learn(&snapshot);
+        snapshot.counters.events[Counter::LateAllocator as usize] = self.late_allocators;
         let selection = Selection {
             sort: self.options.sort,
             top,
@@ -234,8 +249,10 @@ impl Workshop {
             totals: sites.totals,
             alloc_rate: snapshot.alloc_rate,
             cost: snapshot.cost,
+            cost_cpus: snapshot.cost_cpus,
             memory_at_start: self.common.memory_at_start,
             memory: snapshot.memory,
+            memory_read: snapshot.memory_read,
             complete_share: sites.complete_share,
             sites: sites.sites,
             growing: sites.growing,

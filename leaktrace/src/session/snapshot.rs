@@ -21,7 +21,9 @@ pub struct Snapshot {
     pub ages: Option<BlockAges>,
     pub alloc_rate: f64,
     pub cost: Option<f64>,
+    pub cost_cpus: Option<f64>,
     pub memory: MemorySample,
+    pub memory_read: Option<Duration>,
 }
 
 /// Reads the ages of all live blocks.

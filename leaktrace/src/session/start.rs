@@ -16,7 +16,7 @@ use rustix::stdio;
 
 use super::{
     TraceOptions,
-    brake::CostWatch,
+    brake::{Brake, CostWatch},
     calibration::{self, Calibration},
     messages,
     plan::Plan,
@@ -28,16 +28,20 @@ use super::{
 use crate::{
     aggregate::Aggregator,
     allocator,
-    bpf::{Attachment, Feature, Features, Maps, Program, Scope, Tracer},
+    bpf::{Attachment, Feature, Features, LinkKind, Maps, Program, Scope, Tracer},
     exit::Outcome,
-    host::tracefs,
     model::{Edge, EndReason, TraceInfo},
     output::{
-        Outputs, destination::Target, directory::Directory, owner::Owner, screen::Screen, stream,
-        terminal::Terminal,
+        Outputs,
+        destination::Target,
+        directory::Directory,
+        owner::Owner,
+        screen::Screen,
+        stream,
+        terminal::{Terminal, fitted_to_stderr},
     },
     probe_site::{KernelAbility, NopAbility},
-    report::{quantity, summary, summary::SummaryOptions},
+    report::{export::Format, quantity, summary, summary::SummaryOptions},
     say,
     symbolize::{self, Symbolizer},
     target::{Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory},
@@ -60,7 +64,8 @@ impl Workbench {
     /// # Errors
     /// When the kernel can't or won't, or there is too little memory.
     pub fn set_up(options: &TraceOptions, shadow_stack: bool, progress: &Progress) -> Result<Self> {
-        let features = Features::from_environment();
+        let mut features = Features::from_environment()?;
+        features.check_essential()?;
         let map_memory = check_memory(options, &features)?;
         let ability = KernelAbility {
             nops: if features.has(Feature::LongNopEmulated) {
@@ -70,19 +75,18 @@ impl Workbench {
             },
             shadow_stack,
         };
-        // Old kernels set uprobes through tracefs alone.
-        if !Path::new("/sys/bus/event_source/devices/uprobe").exists() {
-            tracefs::ensure()?;
-        }
         let program = if options.empty_programs {
             Program::Empty
         } else {
             Program::Trace
         };
         progress.phase("loading the BPF programs");
-        let tracer = Tracer::load(&options.object, &options.limits, &features)?;
+        let mut tracer = Tracer::load(&options.object, &options.limits, &features)?;
         progress.phase("measuring what a probe costs");
-        let calibration = calibration::calibrate(&options.object, &features, ability, program)?;
+        let calibration = calibration::calibrate(&mut tracer, &features, ability, program)?;
+        if calibration.link_kind == LinkKind::Perf {
+            features.give_up(Feature::UprobeMulti);
+        }
         Ok(Self {
             features,
             ability,
@@ -105,6 +109,7 @@ impl Workbench {
         expected_execs: u32,
         options: &TraceOptions,
     ) -> Result<Live> {
+        self.calibration.end(&mut self.tracer)?;
         let maps = self.tracer.maps();
         maps.control().set_target(pid, scope == Scope::Everyone);
         maps.control().set_execs(expected_execs);
@@ -117,6 +122,7 @@ impl Workbench {
         }
         self.tracer.attach_thread_events()?;
         let kind = self.calibration.link_kind;
+        self.tracer.count_unseen_vforks(kind, scope)?;
         let attachment = self
             .tracer
             .attach(kind, &plan.files, self.program, scope, 0)?;
@@ -202,6 +208,10 @@ pub fn observe(
         features: workbench.features.list(),
         from_start: expected_execs > 0,
         sort: options.sort,
+        cost_limit: match options.brake {
+            Brake::Off => None,
+            Brake::Limit(limit) => Some(limit),
+        },
         pair_cost: Some(pair_cost),
     };
     let reporter = Reporter::start(Workshop {
@@ -216,6 +226,7 @@ pub fn observe(
         process: Arc::clone(&process),
         mappings,
         examined: plan.examined.clone(),
+        late_allocators: 0,
         ability: workbench.ability,
         outputs,
         screen: screen.clone(),
@@ -232,6 +243,7 @@ pub fn observe(
         started: live.started_at,
         cost: CostWatch::new(options.brake, pair_cost, own_system_rate),
         memory: memory_at_start,
+        memory_read: None,
         expected_execs,
         trampoline_found,
         silent_periods: 0,
@@ -277,7 +289,7 @@ fn greeting(
 fn say_aside(text: String) -> Receiver<()> {
     let (sender, written) = mpsc::channel();
     std::thread::spawn(move || {
-        say!("{text}");
+        say!("{}", fitted_to_stderr(&text));
         let _ = sender.send(());
     });
     written
@@ -314,12 +326,12 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
         return Ok(needed);
     };
     if needed > available / 2 {
-        let fitting = options.limits.fitting_blocks(available / 9 * 4, features);
         bail!(
             "not attached: its maps could take {} of kernel memory, more than half of the {} that \
-             is available; use --max-blocks {fitting}",
+             is available; use {}",
             quantity::bytes(needed),
             quantity::bytes(available),
+            options.limits.fitting(available / 9 * 4, features),
         );
     }
     Ok(needed)
@@ -376,14 +388,24 @@ pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
         (stdio::stdout(), Terminal::of(stdio::stdout()))
     };
     let width = terminal.is_terminal.then_some(terminal.columns);
-    let text = summary::render(
-        &finished.report,
-        &SummaryOptions {
-            width,
-            colour: terminal.colour,
-            top: options.top,
-        },
-    ) + &summary::closing(&finished.written);
+    // As an output it has been printed already.
+    let is_printed = options
+        .outputs
+        .iter()
+        .any(|output| (output.format, &output.target) == (Format::Txt, &Target::Stdout));
+    let summary = if is_printed {
+        String::new()
+    } else {
+        summary::render(
+            &finished.report,
+            &SummaryOptions {
+                width,
+                colour: terminal.colour,
+                top: options.top,
+            },
+        )
+    };
+    let text = summary + &summary::closing(&finished.written);
     // A reader that is gone has had enough.
     let _ = stream::write_all(out, text.as_bytes());
     for failure in &finished.failures {

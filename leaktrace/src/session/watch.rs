@@ -49,6 +49,8 @@ pub struct Watch {
     pub cost: CostWatch,
     pub clock: Option<CpuClock>,
     pub memory: MemorySample,
+    /// When `memory` was read, since the start; `None` for at the start.
+    pub memory_read: Option<Duration>,
     /// How many times the target may exec before its image is another one: 1
     /// for a command that we start.
     pub expected_execs: u64,
@@ -83,9 +85,7 @@ impl Watch {
         let end = self
             .wait(&maps, &reporter, signals, screen, &mut rate)
             .await;
-        if matches!(end, Ok(EndReason::TargetExit)) {
-            signals.release();
-        }
+        signals.ending();
         self.finish(&maps, reporter, end)
     }
 
@@ -131,7 +131,7 @@ impl Watch {
             tokio::select! {
                 biased;
                 request = signals.next() => match request {
-                    Request::End(name, _) => return Ok(EndReason::Signal(name)),
+                    Request::End(name) => return Ok(EndReason::Signal(name)),
                     Request::Write => reporter.write(self.snapshot(maps, rate, true)?),
                 },
                 _ = exit.readable() => return Ok(EndReason::TargetExit),
@@ -144,6 +144,9 @@ impl Watch {
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
                         self.look_around(maps, reporter)?;
+                    } else if checks < LEARN_EVERY {
+                        // Of a process that soon ends, at least this is known.
+                        self.sample_memory();
                     }
                 },
                 _ = table.tick(), if !self.options.quiet => {
@@ -210,6 +213,7 @@ impl Watch {
         maps.control().set_target(self.process.pid(), true);
         let generation = u8::from(self.tracer.has_cookies());
         let kind = self.attachment.kind;
+        self.tracer.count_unseen_vforks(kind, Scope::Everyone)?;
         let unbound = self.tracer.attach(
             kind,
             &self.plan.files,
@@ -240,6 +244,7 @@ impl Watch {
         let mut counters = maps.counters()?;
         counters.events[Counter::Silent as usize] = self.silent_periods;
         counters.events[Counter::Unwatched as usize] = self.plan.unwatched;
+        counters.events[Counter::ProgramSkipped as usize] = self.tracer.skipped()?;
         Ok(counters)
     }
 
@@ -259,7 +264,9 @@ impl Watch {
             ages: None,
             alloc_rate: 0.0,
             cost: None,
+            cost_cpus: None,
             memory: self.memory,
+            memory_read: self.memory_read,
         });
         Ok(())
     }
@@ -268,6 +275,7 @@ impl Watch {
         let memory = memory::sample(&self.process);
         if memory.rss.is_some() {
             self.memory = memory;
+            self.memory_read = Some(self.started.elapsed());
         }
     }
 
@@ -287,7 +295,9 @@ impl Watch {
                 None
             },
             cost: self.cost.total_share(),
+            cost_cpus: self.cost.total_cpus(),
             memory: self.memory,
+            memory_read: self.memory_read,
         })
     }
 
@@ -298,8 +308,14 @@ impl Watch {
         reporter: Reporter,
         end: Result<EndReason>,
     ) -> Result<Finished> {
-        let disabled = maps.control().enable(false);
-        let elapsed = self.started.elapsed();
+        let mut disabled = maps.control().enable(false);
+        let mut elapsed = self.started.elapsed();
+        // The programs have noticed an exec before us.
+        if let Some(exec) = maps.control().exec_edge() {
+            let late = disabled.latest_ns.saturating_sub(exec.latest_ns);
+            elapsed = elapsed.saturating_sub(Duration::from_nanos(late));
+            disabled = exec;
+        }
         let progress = Progress::start("taking the probes out");
         if self.is_unbound_wanted() && self.is_silent() {
             self.silent_periods += 1;
@@ -329,7 +345,9 @@ impl Watch {
             ages: Some(ages),
             alloc_rate: calls as f64 / elapsed.as_secs_f64().max(1e-3),
             cost: self.cost.total_share(),
+            cost_cpus: self.cost.total_cpus(),
             memory: self.memory,
+            memory_read: self.memory_read,
         };
         reporter.finish(snapshot, disabled, Vec::new())
     }

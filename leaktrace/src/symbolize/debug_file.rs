@@ -3,24 +3,30 @@
 //! Files" in its manual).
 
 use std::{
-    ffi::OsStr,
-    fs::{File, OpenOptions},
-    os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _, unix::fs::OpenOptionsExt as _},
+    ffi::{CStr, OsStr},
+    fs::File,
+    os::{
+        fd::{AsFd, AsRawFd as _, OwnedFd},
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
 use memmap2::Mmap;
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 
-use super::elf_image::ElfImage;
+use super::elf_image::{DebugSize, ElfImage};
+use crate::file_map;
 
 /// Where to look.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SearchPath {
     /// Root directories under which the target's paths lie, the most specific
-    /// first: its own, then leaktrace's.
-    pub roots: Vec<PathBuf>,
+    /// first: its own, then leaktrace's. Symbolic links lead within each, as
+    /// they do for the target.
+    roots: Vec<OwnedFd>,
     /// Directories of debug files, absolute paths within each root.
-    pub directories: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
 }
 
 /// A separate debug file.
@@ -33,15 +39,44 @@ pub struct DebugFile {
     pub image: ElfImage,
 }
 
+/// A package of split debug information.
+pub struct Package {
+    /// The directory of both files, kept open.
+    pub directory: OwnedFd,
+    /// A path to the program, beside which blazesym finds the package.
+    pub program: PathBuf,
+    /// How much there is in the package.
+    pub size: DebugSize,
+}
+
+/// The extension that a package adds to its program's.
+const PACKAGE: &str = ".dwp";
+
 impl SearchPath {
-    /// The debug directories under each root.
+    /// Looks in these directories under a root of the target's, if it is known,
+    /// then under leaktrace's own.
+    ///
+    /// # Errors
+    /// When leaktrace's own root can't be opened.
+    pub fn new(
+        target_root: Option<OwnedFd>,
+        directories: Vec<PathBuf>,
+    ) -> rustix::io::Result<Self> {
+        let own = open_directory(c"/")?;
+        Ok(Self {
+            roots: target_root.into_iter().chain([own]).collect(),
+            directories,
+        })
+    }
+
+    /// Paths to the debug directories under each root.
     #[must_use]
     pub fn debug_directories(&self) -> Vec<PathBuf> {
-        let below = |root: &PathBuf| {
-            let root = root.clone();
+        let below = |root: &OwnedFd| {
+            let root = descriptor_path(root);
             self.directories
                 .iter()
-                .map(move |directory| under(&root, directory))
+                .map(move |directory| root.join(relative(directory)))
         };
         self.roots.iter().flat_map(below).collect()
     }
@@ -58,24 +93,51 @@ impl SearchPath {
             .debug_link
             .iter()
             .flat_map(|(name, _)| self.by_link(name, path));
-        by_build_id.chain(by_link).find_map(|candidate| {
-            let found = open(&candidate)?;
-            let same = match (&image.build_id, &image.debug_link) {
+        by_build_id
+            .chain(by_link)
+            .flat_map(|candidate| self.open(candidate))
+            .find(|found| match (&image.build_id, &image.debug_link) {
                 (Some(build_id), _) => found.image.build_id.as_ref() == Some(build_id),
                 (None, Some((_, crc))) => crc32fast::hash(&found.bytes) == *crc,
                 (None, None) => false,
-            };
-            same.then_some(found)
-        })
+            })
     }
 
     /// The file that a debug file shares with others.
     #[must_use]
     pub fn find_shared(&self, build_id: &[u8]) -> Option<DebugFile> {
         self.by_build_id(build_id)
-            .iter()
-            .filter_map(|candidate| open(candidate))
+            .into_iter()
+            .flat_map(|candidate| self.open(candidate))
             .find(|found| found.image.build_id.as_deref() == Some(build_id))
+    }
+
+    /// The package that is beside a program, if that is still at its path.
+    #[must_use]
+    pub fn find_package(&self, program: &File, path: &Path) -> Option<Package> {
+        let wanted = program.metadata().ok()?;
+        let (parent, name) = (path.parent()?, path.file_name()?);
+        let mut package = path.as_os_str().to_owned();
+        package.push(PACKAGE);
+        self.roots.iter().find_map(|root| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let directory = open_within(root, parent, flags)?;
+            let there = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            let same = (there.st_dev, there.st_ino) == (wanted.dev(), wanted.ino());
+            let found = open_elf(root, Path::new(&package)).filter(|_| same)?;
+            Some(Package {
+                program: descriptor_path(&directory).join(name),
+                directory,
+                size: found.image.debug,
+            })
+        })
+    }
+
+    /// What is at a path under each root.
+    fn open(&self, path: PathBuf) -> impl Iterator<Item = DebugFile> {
+        self.roots
+            .iter()
+            .filter_map(move |root| open_elf(root, &path))
     }
 
     fn by_build_id(&self, build_id: &[u8]) -> Vec<PathBuf> {
@@ -83,7 +145,7 @@ impl SearchPath {
             return Vec::new();
         };
         let name = format!(".build-id/{first:02x}/{}.debug", hexadecimal(rest));
-        self.debug_directories()
+        self.directories
             .iter()
             .map(|directory| directory.join(&name))
             .collect()
@@ -98,15 +160,12 @@ impl SearchPath {
         if Path::new(plain) != name || !path.is_absolute() {
             return Vec::new();
         }
-        let mut candidates = Vec::new();
-        for root in &self.roots {
-            candidates.push(under(root, directory).join(plain));
-            candidates.push(under(root, directory).join(".debug").join(plain));
-            for debug in &self.directories {
-                candidates.push(under(&under(root, debug), directory).join(plain));
-            }
-        }
-        candidates
+        let beside = [directory.join(plain), directory.join(".debug").join(plain)];
+        let elsewhere = self
+            .directories
+            .iter()
+            .map(|debug| debug.join(relative(directory)).join(plain));
+        beside.into_iter().chain(elsewhere).collect()
     }
 }
 
@@ -118,36 +177,41 @@ pub fn hexadecimal(bytes: &[u8]) -> String {
 
 /// A path that leads to an open file, for libraries that take paths.
 #[must_use]
-pub fn descriptor_path(file: &File) -> PathBuf {
-    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+pub fn descriptor_path(file: impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_fd().as_raw_fd()).into()
 }
 
-/// Maps a whole file for reading; `None` when it is empty or can't be.
-#[must_use]
-pub fn map(file: &File) -> Option<Mmap> {
-    // SAFETY: read-only and private. Others may change the bytes: they are only
-    // read through bounds-checked slices, as hostile input. A file that is cut
-    // short meanwhile ends leaktrace with SIGBUS, as it does the target.
-    unsafe { Mmap::map(file) }
-        .ok()
-        .filter(|bytes| !bytes.is_empty())
+/// Opens a directory as a place to look for files.
+///
+/// # Errors
+/// Those of `open`.
+pub fn open_directory(path: &CStr) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
 }
 
-fn under(root: &Path, absolute: &Path) -> PathBuf {
-    root.join(absolute.strip_prefix("/").unwrap_or(absolute))
+fn relative(absolute: &Path) -> &Path {
+    absolute.strip_prefix("/").unwrap_or(absolute)
 }
 
-fn open(path: &Path) -> Option<DebugFile> {
+fn open_within(root: &OwnedFd, path: &Path, flags: OFlags) -> Option<OwnedFd> {
+    rustix::fs::openat2(
+        root,
+        path,
+        flags | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT,
+    )
+    .ok()
+}
+
+fn open_elf(root: &OwnedFd, path: &Path) -> Option<DebugFile> {
     // Not blocking: somebody may have put a pipe there.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .ok()?;
+    let file = File::from(open_within(root, path, OFlags::RDONLY | OFlags::NONBLOCK)?);
     if !file.metadata().ok()?.is_file() {
         return None;
     }
-    let bytes = map(&file)?;
+    let bytes = file_map::map(&file).ok()?;
     let image = ElfImage::parse(&bytes).ok()?;
     Some(DebugFile { file, bytes, image })
 }

@@ -19,6 +19,9 @@ pub struct ElfImage {
     pub shared_debug_build_id: Option<Vec<u8>>,
     /// Its debug information.
     pub debug: DebugSize,
+    /// Most of that is elsewhere: in files with the extension `.dwo`, or in a
+    /// package of them, `.dwp` (DWARF 5, 7.3.2).
+    pub is_split: bool,
 }
 
 /// How much debug information a file has, bytes.
@@ -32,6 +35,18 @@ pub struct DebugSize {
     /// The largest unit in `.debug_info`; 0 when that is compressed, or far too
     /// large anyway.
     pub largest_unit: u64,
+}
+
+impl DebugSize {
+    /// Of both files together.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        Self {
+            info_and_line: self.info_and_line.saturating_add(other.info_and_line),
+            unpacked: self.unpacked.saturating_add(other.unpacked),
+            largest_unit: self.largest_unit.max(other.largest_unit),
+        }
+    }
 }
 
 /// Largest `.debug_info` whose units are looked at, bytes: more than anyone
@@ -69,6 +84,7 @@ impl ElfImage {
             .collect();
         // Where two segments share a page of the file, it's the code that runs.
         segments.sort_by_key(|segment| !segment.executable);
+        let (debug, is_split) = debug_size(&file);
         Ok(Self {
             segments,
             entry: file.entry(),
@@ -83,7 +99,8 @@ impl ElfImage {
                 .ok()
                 .flatten()
                 .map(|(_, build_id)| build_id.to_vec()),
-            debug: debug_size(&file),
+            debug,
+            is_split,
         })
     }
 
@@ -106,8 +123,10 @@ impl ElfImage {
     }
 }
 
-fn debug_size(file: &object::File) -> DebugSize {
+/// How much debug information there is, and whether most is elsewhere.
+fn debug_size(file: &object::File) -> (DebugSize, bool) {
     let mut size = DebugSize::default();
+    let (mut units, mut has_addresses) = (Units::default(), false);
     for section in file.sections() {
         let Ok(name) = section.name_bytes() else {
             continue;
@@ -127,38 +146,64 @@ fn debug_size(file: &object::File) -> DebugSize {
         if compressed {
             size.unpacked = size.unpacked.saturating_add(range.uncompressed_size);
         }
-        if name.ends_with(b"debug_info") || name.ends_with(b"debug_line") {
+        // In a package of split files, all names end so.
+        let kind = name.strip_suffix(b".dwo").unwrap_or(name);
+        if kind.ends_with(b"debug_info") || kind.ends_with(b"debug_line") {
             size.info_and_line = size.info_and_line.saturating_add(range.uncompressed_size);
         }
-        if name == b".debug_info" && !compressed && range.uncompressed_size <= WALKED_AT_MOST {
-            size.largest_unit = section.data().map_or(0, largest_unit);
+        if kind == b".debug_info" && !compressed && range.uncompressed_size <= WALKED_AT_MOST {
+            units = section.data().map_or(units, Units::of);
         }
+        has_addresses |= name == b".debug_addr";
     }
-    size
+    size.largest_unit = units.largest;
+    // Before DWARF 5, that section was made for split files only.
+    let is_split = units.has_skeletons || units.has_old && has_addresses;
+    (size, is_split)
 }
 
-/// Size of the largest unit in a `.debug_info` section (DWARF 5, 7.5.1: each
-/// begins with its length, of 4 bytes, or 12 when the first are all ones).
-fn largest_unit(mut section: &[u8]) -> u64 {
-    let mut largest = 0;
-    while let Some((short, rest)) = section.split_first_chunk::<4>() {
-        let (length, rest) = match (u32::from_le_bytes(*short), rest.split_first_chunk::<8>()) {
-            (u32::MAX, Some((long, rest))) => (u64::from_le_bytes(*long), rest),
-            (short, _) => (u64::from(short), rest),
-        };
-        if length == 0 {
-            break; // Nothing can be read beyond it.
+/// What the units of a `.debug_info` section are (DWARF 5, 7.5.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Units {
+    /// Size of the largest, bytes.
+    largest: u64,
+    /// There are some that stand for one in another file.
+    has_skeletons: bool,
+    /// There are some of DWARF 4 or older.
+    has_old: bool,
+}
+
+impl Units {
+    /// Each begins with its length, of 4 bytes, or 12 when the first are all
+    /// ones; then its version, and since DWARF 5 its type.
+    fn of(mut section: &[u8]) -> Self {
+        /// `DW_UT_skeleton`.
+        const SKELETON: u8 = 4;
+        let mut units = Self::default();
+        while let Some((short, rest)) = section.split_first_chunk::<4>() {
+            let (length, rest) = match (u32::from_le_bytes(*short), rest.split_first_chunk::<8>()) {
+                (u32::MAX, Some((long, rest))) => (u64::from_le_bytes(*long), rest),
+                (short, _) => (u64::from(short), rest),
+            };
+            if length == 0 {
+                break; // Nothing can be read beyond it.
+            }
+            units.largest = units.largest.max(length);
+            if let [low, high, kind, ..] = *rest {
+                let version = u16::from_le_bytes([low, high]);
+                units.has_skeletons |= version >= 5 && kind == SKELETON;
+                units.has_old |= version < 5;
+            }
+            let Some(next) = usize::try_from(length)
+                .ok()
+                .and_then(|length| rest.get(length..))
+            else {
+                break;
+            };
+            section = next;
         }
-        largest = largest.max(length);
-        let Some(next) = usize::try_from(length)
-            .ok()
-            .and_then(|length| rest.get(length..))
-        else {
-            break;
-        };
-        section = next;
+        units
     }
-    largest
 }
 
 #[cfg(test)]
@@ -172,19 +217,30 @@ mod tests {
             section.extend(length.to_le_bytes());
             section.resize(section.len() + length as usize, 0);
         }
-        assert_eq!(largest_unit(&section), 100);
+        assert_eq!(Units::of(&section).largest, 100);
         section.extend(u32::MAX.to_le_bytes());
         section.extend(300_u64.to_le_bytes());
         section.resize(section.len() + 300, 0);
-        assert_eq!(largest_unit(&section), 300);
+        assert_eq!(Units::of(&section).largest, 300);
         section.extend(0x7fff_ffff_u32.to_le_bytes());
         assert_eq!(
-            largest_unit(&section),
+            Units::of(&section).largest,
             0x7fff_ffff,
             "cut off: believed, so not read"
         );
-        assert_eq!(largest_unit(&[1, 2]), 0);
-        assert_eq!(largest_unit(&[0; 64]), 0);
+        assert_eq!(Units::of(&[1, 2]).largest, 0);
+        assert_eq!(Units::of(&[0; 64]).largest, 0);
+    }
+
+    #[test]
+    fn units_that_stand_for_others_are_seen() {
+        let unit = |header: [u8; 3]| [&3_u32.to_le_bytes()[..], &header].concat();
+        let of = |headers: &[[u8; 3]]| {
+            Units::of(&headers.iter().flat_map(|it| unit(*it)).collect::<Vec<u8>>())
+        };
+        assert!(of(&[[5, 0, 1], [5, 0, 4]]).has_skeletons);
+        assert!(!of(&[[5, 0, 1], [4, 0, 4]]).has_skeletons);
+        assert!(of(&[[4, 0, 4]]).has_old && !of(&[[5, 0, 4]]).has_old);
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! The symbols of one file, from its symbol tables and its debug information.
 
 use std::{
-    collections::HashSet,
     fs::File,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use blazesym::symbolize::{
@@ -12,68 +11,59 @@ use blazesym::symbolize::{
     source::{Elf, Source},
 };
 
-use crate::model::{Frame, FrameKind};
-
 use super::{
-    code_file::Image,
-    debug_file::{SearchPath, descriptor_path, hexadecimal, map},
+    debug_file::{SearchPath, descriptor_path, hexadecimal},
     demangle::{demangle, shorten},
     elf_image::ElfImage,
     limits::Limits,
+    protocol::{Found, Function},
     symbol_table::SymbolTable,
     thread_start::{is_thread_start, is_thread_start_code},
 };
+use crate::file_map;
+
+/// Most functions inlined at one address that are told; the innermost. Hostile
+/// files have more.
+const MOST_INLINED: usize = 256;
 
 /// What is known of one file, read when its first address is looked up.
 pub struct FileSymbols {
-    path: Arc<str>,
     image: ElfImage,
     /// The separate debug file's comes first: it is complete.
     tables: Vec<SymbolTable>,
     /// Where debug information is read from; `None` when there is none, or it
     /// is not used.
     debug_source: Option<Source<'static>>,
-    /// Keeps `debug_source`'s path valid.
-    _debug_file: Option<File>,
-    build_id: Option<Arc<str>>,
+    /// Keep `debug_source`'s path valid.
+    _open: Vec<OwnedFd>,
 }
-
-/// What an address is.
-#[derive(Clone, Debug)]
-pub struct Place {
-    /// The functions inlined there, innermost first, and the one they are in.
-    pub frames: Arc<[Frame]>,
-    /// It's a call in a function in which a thread begins.
-    pub begins_thread: bool,
-}
-
-/// Source file names, shared between frames.
-#[derive(Default)]
-pub struct SourceNames(HashSet<Arc<str>>);
 
 impl FileSymbols {
     /// Reads headers and symbol tables. `path` is the file's in the target;
     /// without `debug` its debug information is left alone. Notes are sentences
     /// for the report.
     pub fn open(
-        path: &Arc<str>,
-        image: &Image,
+        path: &str,
+        file: File,
         debug: bool,
         search: &SearchPath,
         limits: &Limits,
         notes: &mut Vec<String>,
     ) -> Self {
         let mut symbols = Self {
-            path: Arc::clone(path),
             image: ElfImage::default(),
             tables: Vec::new(),
             debug_source: None,
-            _debug_file: None,
-            build_id: None,
+            _open: Vec::new(),
         };
-        let Some(bytes) = map(image.file()) else {
-            notes.push(format!("{path} can't be read: no symbols for it."));
-            return symbols;
+        let bytes = match file_map::map(&file) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                notes.push(format!(
+                    "{path} can't be read ({error}): no symbols for it."
+                ));
+                return symbols;
+            }
         };
         match ElfImage::parse(&bytes) {
             Ok(parsed) => symbols.image = parsed,
@@ -84,29 +74,29 @@ impl FileSymbols {
                 return symbols;
             }
         }
-        symbols.build_id = symbols
-            .image
-            .build_id
-            .as_deref()
-            .map(|id| hexadecimal(id).into());
-        let mut size = symbols.image.debug;
-        let mut source = descriptor_path(image.file());
-        let separate = if symbols.image.has_debug_info() {
-            None
-        } else {
-            search.find(&symbols.image, Path::new(&**path))
-        };
-        if let Some(found) = separate {
-            size = found.image.debug;
-            if let Some(id) = &found.image.shared_debug_build_id
-                && let Some(shared) = search.find_shared(id)
-            {
-                size.unpacked = size.unpacked.saturating_add(shared.image.debug.unpacked);
+        let image = &symbols.image;
+        let mut size = image.debug;
+        let mut is_split = image.is_split;
+        let mut source = descriptor_path(&file);
+        if !image.has_debug_info() {
+            if let Some(found) = search.find(image, Path::new(path)) {
+                (size, is_split) = (found.image.debug, found.image.is_split);
+                if let Some(id) = &found.image.shared_debug_build_id
+                    && let Some(shared) = search.find_shared(id)
+                {
+                    size.unpacked = size.unpacked.saturating_add(shared.image.debug.unpacked);
+                }
+                source = descriptor_path(&found.file);
+                symbols._open.push(found.file.into());
+                symbols.tables.push(SymbolTable::new(found.bytes));
             }
-            source = descriptor_path(&found.file);
-            symbols._debug_file = Some(found.file);
-            symbols.tables.push(SymbolTable::new(found.bytes));
+        } else if is_split && let Some(package) = search.find_package(&file, Path::new(path)) {
+            size = size.with(&package.size);
+            is_split = false;
+            source = package.program;
+            symbols._open.push(package.directory);
         }
+        symbols._open.push(file.into());
         symbols.tables.push(SymbolTable::new(bytes));
         if debug && size.info_and_line > 0 {
             match limits.objection(&size) {
@@ -116,8 +106,20 @@ impl FileSymbols {
                      without source lines and inlined functions."
                 )),
             }
+            if is_split {
+                notes.push(format!(
+                    "Most debug information of {path} is in .dwo files, which are not read, only a \
+                     package of them beside it is: its inlined functions are missing. \
+                     `dwp -e {path} -o {path}.dwp` makes one."
+                ));
+            }
         }
         symbols
+    }
+
+    /// The build id, hexadecimal.
+    pub fn build_id(&self) -> Option<String> {
+        self.image.build_id.as_deref().map(hexadecimal)
     }
 
     /// The debug information of this file, for [`new_reader`].
@@ -131,12 +133,7 @@ impl FileSymbols {
     }
 
     /// Looks up offsets in the file.
-    pub fn resolve(
-        &self,
-        reader: &symbolize::Symbolizer,
-        names: &mut SourceNames,
-        offsets: &[u64],
-    ) -> Vec<(u64, Place)> {
+    pub fn resolve(&self, reader: &symbolize::Symbolizer, offsets: &[u64]) -> Vec<(u64, Found)> {
         let addresses: Vec<Option<u64>> = offsets
             .iter()
             .map(|offset| self.image.virtual_address(*offset))
@@ -158,98 +155,63 @@ impl FileSymbols {
             .enumerate()
             .map(|(index, (offset, address))| {
                 let detail = details.get(index).and_then(Symbolized::as_sym);
-                let place = match address {
+                let found = match address {
                     Some(address) => {
-                        let frames = self.frames(*offset, *address, detail, names);
-                        let begins_thread = self.begins_thread(*offset, *address, &frames);
-                        Place {
-                            frames,
+                        let functions = self.functions(*address, detail);
+                        let begins_thread = self.begins_thread(*offset, *address, &functions);
+                        Found {
+                            functions,
                             begins_thread,
                         }
                     }
-                    None => Place::unknown(self.blank(*offset)),
+                    None => Found {
+                        functions: vec![Function::default()],
+                        begins_thread: false,
+                    },
                 };
-                (*offset, place)
+                (*offset, found)
             })
             .collect()
     }
 
-    fn frames(
-        &self,
-        offset: u64,
-        address: u64,
-        detail: Option<&Sym>,
-        names: &mut SourceNames,
-    ) -> Arc<[Frame]> {
+    fn functions(&self, address: u64, detail: Option<&Sym>) -> Vec<Function> {
         let covering = self.tables.iter().find_map(|table| table.covering(address));
         let within = detail.filter(|sym| covers(sym, address));
-        let mut frames = Vec::new();
-        for inlined in within.iter().flat_map(|sym| sym.inlined.iter().rev()) {
-            let mut frame = self.blank(offset);
-            frame.inlined = true;
-            frame.symbol = named(&inlined.name);
-            locate(&mut frame, inlined.code_info.as_ref(), names);
-            frames.push(frame);
-        }
-        let mut frame = self.blank(offset);
-        if let Some(function) = covering {
-            frame.symbol = Some(demangle(function.name));
-            frame.symbol_offset = address - function.start;
+        let inlined = within.iter().flat_map(|sym| sym.inlined.iter().rev());
+        let mut functions: Vec<Function> = inlined
+            .take(MOST_INLINED)
+            .map(|inlined| {
+                let function = Function {
+                    symbol: named(&inlined.name),
+                    inlined: true,
+                    ..Function::default()
+                };
+                located(function, inlined.code_info.as_ref())
+            })
+            .collect();
+        let mut function = Function::default();
+        if let Some(covering) = covering {
+            function.symbol = Some(demangle(covering.name));
+            function.symbol_offset = address - covering.start;
         } else if let Some(sym) = within.filter(|sym| sym.size.is_some()) {
-            frame.symbol = named(&sym.name);
-            frame.symbol_offset = address - sym.addr;
+            function.symbol = named(&sym.name);
+            function.symbol_offset = address - sym.addr;
         }
         // The lines come from a table of their own, so they count also when
         // the function is unknown.
-        locate(
-            &mut frame,
-            detail.and_then(|sym| sym.code_info.as_deref()),
-            names,
-        );
-        frames.push(frame);
-        frames.into()
+        let place = detail.and_then(|sym| sym.code_info.as_deref());
+        functions.push(located(function, place));
+        functions
     }
 
-    fn begins_thread(&self, offset: u64, address: u64, frames: &[Frame]) -> bool {
+    fn begins_thread(&self, offset: u64, address: u64, functions: &[Function]) -> bool {
         // The last table is the one of the mapped file itself, with the code.
         let code = self
             .tables
             .last()
-            .map_or(&[][..], |own| own.bytes_from(offset + 1));
-        frames.last().is_some_and(is_thread_start)
+            .map_or(&[][..], |own| own.bytes_from(offset.saturating_add(1)));
+        functions.last().is_some_and(is_thread_start)
             || is_thread_start_code(address, self.image.entry, code)
-    }
-
-    fn blank(&self, offset: u64) -> Frame {
-        Frame {
-            build_id: self.build_id.clone(),
-            ..blank_frame(Some(&self.path), offset)
-        }
-    }
-}
-
-impl Place {
-    /// One without functions.
-    pub fn unknown(frame: Frame) -> Self {
-        Self {
-            frames: Arc::from([frame]),
-            begins_thread: false,
-        }
-    }
-}
-
-/// A frame of which only the place is known.
-pub fn blank_frame(module: Option<&Arc<str>>, file_offset: u64) -> Frame {
-    Frame {
-        symbol: None,
-        symbol_offset: 0,
-        module: module.cloned(),
-        file_offset,
-        build_id: None,
-        source: None,
-        line: None,
-        inlined: false,
-        kind: FrameKind::Program,
     }
 }
 
@@ -279,22 +241,11 @@ fn named(name: &str) -> Option<String> {
     (!name.is_empty()).then(|| demangle(name))
 }
 
-fn locate(frame: &mut Frame, place: Option<&CodeInfo>, names: &mut SourceNames) {
-    if let Some(place) = place {
-        frame.source = Some(names.shared(&place.to_path()));
-        frame.line = place.line.filter(|line| *line > 0);
-    }
-}
-
-impl SourceNames {
-    fn shared(&mut self, path: &Path) -> Arc<str> {
-        let text = path.to_string_lossy();
-        let text = shorten(&text);
-        if let Some(known) = self.0.get(text) {
-            return Arc::clone(known);
-        }
-        let name: Arc<str> = text.into();
-        self.0.insert(Arc::clone(&name));
-        name
+fn located(function: Function, place: Option<&CodeInfo>) -> Function {
+    let Some(place) = place else { return function };
+    Function {
+        source: Some(shorten(&place.to_path().to_string_lossy()).to_owned()),
+        line: place.line.filter(|line| *line > 0),
+        ..function
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fs, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use super::elf_image::DebugSize;
 
 /// What symbolizing may cost. The defaults keep leaktrace below 500 MiB of
@@ -27,8 +29,11 @@ use super::elf_image::DebugSize;
 /// `.debug_info` and `.debug_line`. So memory is watched while addresses are
 /// looked up, and everything is dropped and begun anew when it grew too much;
 /// what must be avoided beforehand is a single unit that is too large.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
+    /// Most memory of the process that reads symbols, bytes of stack and heap.
+    /// Beyond, the kernel gives it none, and it dies.
+    pub memory: u64,
     /// Growth of leaktrace's anonymous memory after which the debug information
     /// read so far is dropped, bytes.
     pub growth: u64,
@@ -54,6 +59,7 @@ impl Default for Limits {
     fn default() -> Self {
         const MIB: u64 = 1 << 20;
         Self {
+            memory: 456 * MIB,
             growth: 256 * MIB,
             kept: 64 * MIB,
             info_and_line: 512 * MIB,

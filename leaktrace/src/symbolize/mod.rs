@@ -3,11 +3,10 @@
 //!
 //! Only files are read, and only through descriptors opened while the target
 //! ran, so that it may be gone by now, and its files deleted or replaced.
-//! Everything that interprets those files happens in a thread of its own
-//! ([`worker`]), since they may be broken or hostile. What that does not save
-//! leaktrace from: a file cut short while it is read (SIGBUS), debug information
-//! nested half a million levels deep (stack overflow), and compressed debug
-//! information that is larger than it says (memory).
+//! Everything that interprets those files happens in a process of its own
+//! ([`reader`]), with limits on memory and time, since they may be broken or
+//! hostile. When it dies or takes too long, it is started anew and reads less of
+//! the file: symbol tables only, then nothing, which the report says.
 
 mod address_space;
 mod code_file;
@@ -16,6 +15,8 @@ mod demangle;
 mod elf_image;
 mod file_symbols;
 mod limits;
+mod protocol;
+mod reader;
 mod symbol_table;
 mod thread_start;
 mod vdso;
@@ -25,9 +26,8 @@ mod worker;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fs::{File, OpenOptions},
-    os::unix::fs::OpenOptionsExt as _,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::Arc,
 };
@@ -43,12 +43,13 @@ use crate::{
 use self::{
     address_space::{AddressSpace, CodeMapping, FileId, Location},
     code_file::{CodeFile, Image},
-    debug_file::{SearchPath, descriptor_path},
-    file_symbols::{Place, blank_frame},
-    worker::{Answer, Failure, Request, Worker},
+    protocol::{Answer, Found, Function, Request, Setup},
+    worker::{Failure, Worker},
 };
 
 pub use limits::Limits;
+pub use reader::run as run_reader;
+pub use worker::SUBCOMMAND as READER;
 
 /// How to symbolize.
 #[derive(Clone, Debug)]
@@ -87,9 +88,9 @@ pub struct Symbolizer {
     files: Vec<KnownFile>,
     ids: HashMap<FileKey, FileId>,
     worker: Option<Worker>,
+    names: Names,
     notes: Vec<String>,
-    /// Keeps the path to the target's root in `options` valid.
-    _root: Option<File>,
+    root: Option<OwnedFd>,
 }
 
 /// What makes two mappings' files the same.
@@ -106,6 +107,19 @@ struct KnownFile {
     resolved: HashMap<u64, Place>,
 }
 
+/// What an address is.
+#[derive(Clone, Debug)]
+struct Place {
+    /// The functions inlined there, innermost first, and the one they are in.
+    frames: Arc<[Frame]>,
+    /// It's a call in a function in which a thread begins.
+    begins_thread: bool,
+}
+
+/// Names of files, shared between frames.
+#[derive(Default)]
+struct Names(HashSet<Arc<str>>);
+
 /// How much of a file may be read, after it made the reader fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {
@@ -117,26 +131,22 @@ enum Trust {
 impl Symbolizer {
     /// Knows no mappings yet, and starts nothing.
     #[must_use]
-    pub fn new(mut options: Options) -> Self {
-        let root = options.target_root.as_ref().and_then(|root| {
-            let flags = libc::O_PATH | libc::O_DIRECTORY;
-            OpenOptions::new()
-                .read(true)
-                .custom_flags(flags)
-                .open(root)
-                .ok()
-        });
-        if let Some(root) = &root {
-            options.target_root = Some(descriptor_path(root));
-        }
+    pub fn new(options: Options) -> Self {
+        use rustix::fs::{Mode, OFlags, open};
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = options
+            .target_root
+            .as_ref()
+            .and_then(|root| open(root, flags, Mode::empty()).ok());
         Self {
             options,
             space: AddressSpace::default(),
             files: Vec::new(),
             ids: HashMap::new(),
             worker: None,
+            names: Names::default(),
             notes: Vec::new(),
-            _root: root,
+            root,
         }
     }
 
@@ -272,13 +282,16 @@ impl Symbolizer {
             && !offsets.is_empty()
         {
             let request = Request {
-                file: id,
-                path: Arc::clone(&self.files[index].file.path),
-                image,
+                file: id.0,
+                path: self.files[index].file.path.to_string(),
                 debug: self.files[index].trust == Trust::Everything,
                 offsets: offsets.iter().copied().collect(),
             };
-            match self.ask(request, index, &mut offsets) {
+            let result = match self.worker() {
+                Some(_) => self.ask(&request, &image, index, &mut offsets),
+                None => break,
+            };
+            match result {
                 Ok(()) => break,
                 Err(failure) => self.distrust(index, failure),
             }
@@ -290,28 +303,53 @@ impl Symbolizer {
         }
     }
 
+    /// The reader; `None`, with a note, when it can't be started.
+    fn worker(&mut self) -> Option<&mut Worker> {
+        // One that died between two requests says nothing about the next file.
+        self.worker.take_if(Worker::has_ended);
+        if self.worker.is_none() {
+            let setup = Setup {
+                debug_directories: self.options.debug_directories.clone(),
+                limits: self.options.limits,
+            };
+            match Worker::start(&setup, self.root.as_ref().map(OwnedFd::as_fd)) {
+                Ok(worker) => self.worker = Some(worker),
+                Err(error) => {
+                    let note = format!(
+                        "The process that reads symbols could not be started ({error}): some \
+                         functions have no names."
+                    );
+                    add_note(&mut self.notes, note);
+                }
+            }
+        }
+        self.worker.as_mut()
+    }
+
     /// One try; what is answered leaves `offsets`.
     fn ask(
         &mut self,
-        request: Request,
+        request: &Request,
+        image: &Image,
         index: usize,
         offsets: &mut BTreeSet<u64>,
     ) -> Result<(), Failure> {
-        let worker = match &self.worker {
-            Some(worker) => worker,
-            None => {
-                let worker = Worker::start(self.search_path(), self.options.limits)
-                    .map_err(|_| Failure::Died)?;
-                self.worker.insert(worker)
-            }
-        };
-        worker.ask(request)?;
+        let worker = self.worker.as_mut().ok_or(Failure::Died)?;
+        worker.ask(request, image.file())?;
+        let known = &mut self.files[index];
         loop {
             match worker.answer()? {
-                Answer::Resolved(resolved) => {
-                    for (offset, frames) in resolved {
-                        offsets.remove(&offset);
-                        self.files[index].resolved.insert(offset, frames);
+                Answer::Resolved { build_id, places } => {
+                    let build_id = build_id.map(|id| self.names.shared(&id));
+                    for (offset, found) in places {
+                        if offsets.remove(&offset) {
+                            let blank = Frame {
+                                build_id: build_id.clone(),
+                                ..blank_frame(Some(&known.file.path), offset)
+                            };
+                            let place = Place::new(found, &blank, &mut self.names);
+                            known.resolved.insert(offset, place);
+                        }
                     }
                 }
                 Answer::Note(note) => add_note(&mut self.notes, note),
@@ -333,7 +371,7 @@ impl Symbolizer {
         };
         known.trust = trust;
         let why = match failure {
-            Failure::Died => "being broken",
+            Failure::Died => "being broken or too much",
             Failure::Late => "taking too long to read",
         };
         add_note(
@@ -343,20 +381,6 @@ impl Symbolizer {
                 known.file.path
             ),
         );
-    }
-
-    fn search_path(&self) -> SearchPath {
-        let own = PathBuf::from("/");
-        SearchPath {
-            roots: self
-                .options
-                .target_root
-                .iter()
-                .cloned()
-                .chain([own])
-                .collect(),
-            directories: self.options.debug_directories.clone(),
-        }
     }
 
     /// What is known of an address that was looked up.
@@ -392,6 +416,58 @@ impl Symbolizer {
             }
         }
         frames.into()
+    }
+}
+
+impl Place {
+    /// What the reader found; `blank` is a frame without functions.
+    fn new(found: Found, blank: &Frame, names: &mut Names) -> Self {
+        let frame = |function: Function| Frame {
+            symbol: function.symbol,
+            symbol_offset: function.symbol_offset,
+            source: function.source.map(|source| names.shared(&source)),
+            line: function.line,
+            inlined: function.inlined,
+            ..blank.clone()
+        };
+        Self {
+            frames: found.functions.into_iter().map(frame).collect(),
+            begins_thread: found.begins_thread,
+        }
+    }
+
+    /// One without functions.
+    fn unknown(blank: Frame) -> Self {
+        Self {
+            frames: Arc::from([blank]),
+            begins_thread: false,
+        }
+    }
+}
+
+impl Names {
+    fn shared(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        self.0.insert(Arc::clone(&name));
+        name
+    }
+}
+
+/// A frame of which only the place is known.
+fn blank_frame(module: Option<&Arc<str>>, file_offset: u64) -> Frame {
+    Frame {
+        symbol: None,
+        symbol_offset: 0,
+        module: module.cloned(),
+        file_offset,
+        build_id: None,
+        source: None,
+        line: None,
+        inlined: false,
+        kind: FrameKind::Program,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where threads begin.
 
-use crate::model::Frame;
+use super::protocol::Function;
+use crate::arch::THREAD_EXITS;
 
 /// Functions that nothing called: the kernel enters them, or they switch to a
 /// new thread's stack. Names of glibc and musl; some are internal, and a libc
@@ -15,23 +16,13 @@ const NAMES: [&str; 7] = [
     "__GI___clone3",
 ];
 
-/// What such a function does when the thread's own function returns: it passes
-/// the result to the system call `exit` (60).
-const EXITS: [&[u8]; 3] = [
-    // glibc, clone.S: mov %eax,%edi or mov %rax,%rdi; mov $60,%eax; syscall
-    b"\x89\xc7\xb8\x3c\x00\x00\x00\x0f\x05",
-    b"\x48\x89\xc7\xb8\x3c\x00\x00\x00\x0f\x05",
-    // musl, clone.s: mov %eax,%edi; xor %eax,%eax; mov $60,%al; syscall
-    b"\x89\xc7\x31\xc0\xb0\x3c\x0f\x05",
-];
-
 /// Longest distance from a program's entry point at which the code there calls
 /// the C library: `_start` is some 40 bytes long.
 const ENTRY_CODE: u64 = 64;
 
-/// Whether a stack whose outermost frame this is begins where its thread did,
+/// Whether a stack whose outermost function this is begins where its thread did,
 /// as far as names tell.
-pub fn is_thread_start(outermost: &Frame) -> bool {
+pub fn is_thread_start(outermost: &Function) -> bool {
     !outermost.inlined
         && outermost
             .symbol
@@ -47,7 +38,7 @@ pub fn is_thread_start_code(address: u64, entry: u64, code: &[u8]) -> bool {
         && address
             .checked_sub(entry)
             .is_some_and(|distance| distance < ENTRY_CODE);
-    at_entry || EXITS.iter().any(|exit| code.starts_with(exit))
+    at_entry || THREAD_EXITS.iter().any(|exit| code.starts_with(exit))
 }
 
 #[cfg(test)]
@@ -63,7 +54,7 @@ mod tests {
             !is_thread_start_code(0x10, 0, &[0xf4]),
             "a library has no entry point"
         );
-        let clone3 = [EXITS[0], &[0xf4]].concat();
+        let clone3 = [THREAD_EXITS[0], &[0xf4]].concat();
         assert!(is_thread_start_code(0x9000, 0, &clone3));
         assert!(!is_thread_start_code(0x9000, 0, &clone3[1..]));
         assert!(!is_thread_start_code(0x9000, 0, &clone3[..8]), "cut off");

@@ -21,6 +21,7 @@ use super::{
     Process,
     mapping::{Device, Mapping},
 };
+use crate::file_map;
 
 /// One opened file that a process maps for execution.
 #[derive(Debug)]
@@ -140,34 +141,13 @@ impl MappedFile {
         (self.device, self.inode) == (mapping.device, mapping.inode)
     }
 
-    /// Maps the whole file for reading, as [`map_for_reading`].
+    /// Maps the whole file for reading, as [`file_map::map`].
     ///
     /// # Errors
     /// The same.
     pub fn map(&self) -> io::Result<Mmap> {
-        map_for_reading(&self.file)
+        file_map::map(&self.file)
     }
-}
-
-/// Maps a whole file. Should somebody truncate the file while this exists,
-/// reading beyond its new end kills leaktrace with SIGBUS, so keep it for as long
-/// as it takes to parse the file and no longer. (Package managers and linkers
-/// replace files; only copying over one, which kills the processes that run it
-/// as well, truncates it.)
-///
-/// # Errors
-/// Those of `mmap`; `InvalidData` for an empty file.
-pub fn map_for_reading(file: &File) -> io::Result<Mmap> {
-    if file.metadata()?.len() == 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the file is empty",
-        ));
-    }
-    // SAFETY: the map is read-only and private. Others may still change the
-    // file's bytes; readers treat them as hostile anyway, and see them only as
-    // bounds-checked slices of integers.
-    unsafe { Mmap::map(file) }
 }
 
 /// Opens every file that is mapped for execution, once, in order of address;

@@ -2,6 +2,8 @@
 //! (formats: proc_pid_status(5), proc_pid_stat(5)). Pure: bytes in, values out;
 //! whatever is missing or malformed is `None`.
 
+use crate::arch::SHADOW_STACK_STATUS;
+
 /// What `/proc/PID/status` says. Sizes are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
@@ -25,8 +27,7 @@ pub struct Status {
     pub threads: Option<u64>,
     /// Seccomp mode: 0 off, 1 strict, 2 filter.
     pub seccomp: Option<u32>,
-    /// `shstk` is among `x86_Thread_features`: the thread has a user shadow
-    /// stack.
+    /// The thread has a user shadow stack.
     pub shadow_stack: bool,
 }
 
@@ -51,10 +52,10 @@ impl Status {
                 b"VmSize" => status.vm_size = kibibytes(value),
                 b"Threads" => status.threads = number(value),
                 b"Seccomp" => status.seccomp = number(value),
-                b"x86_Thread_features" => {
+                key if key == SHADOW_STACK_STATUS.0 => {
                     status.shadow_stack = value
                         .split(u8::is_ascii_whitespace)
-                        .any(|feature| feature == b"shstk");
+                        .any(|feature| feature == SHADOW_STACK_STATUS.1);
                 }
                 _ => {}
             }

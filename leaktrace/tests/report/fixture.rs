@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use leaktrace::model::{
     Completeness, Edge, EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo,
-    Report, Site, SortKey, Sums, TraceInfo, WatchedFileInfo,
+    Report, Site, SortKey, Sums, TraceInfo, WatchedFileInfo, WhyNot, Without,
 };
 use leaktrace_common::{
     counter::{Counter, CounterBlock},
@@ -164,6 +164,7 @@ pub fn leaking() -> Report {
     report.counters.nested[Role::AllocArray as usize][Role::Alloc as usize] = 12;
     report.alloc_rate = 38_123.4;
     report.cost = Some(0.023);
+    report.cost_cpus = Some(0.087);
     report.complete_share = Some(0.9993);
     report.site_count = sites.len();
     report.sites = sites;
@@ -192,6 +193,23 @@ pub fn with_losses(mut report: Report) -> Report {
     report
 }
 
+/// A command that was traced from its first instruction and ended soon, one of
+/// everything.
+pub fn short_run() -> Report {
+    let mut report = ended(bare(), EndReason::TargetExit);
+    report.elapsed = Duration::from_millis(380);
+    report.memory_read = None;
+    report.trace.from_start = true;
+    report.trace.cost_limit = None;
+    let main = at("main", "/src/orderd/main.cc", 12);
+    report.sites = vec![site(0xc1, (64, 1), (0, 0), vec![allocator("malloc"), main])];
+    report.totals = report.sites[0].sums;
+    report.growing = vec![0];
+    report.site_count = 14;
+    report.complete_share = Some(1.0);
+    report
+}
+
 /// Thirty seconds without a single call.
 pub fn silent() -> Report {
     let mut report = ended(bare(), EndReason::Duration);
@@ -205,6 +223,7 @@ pub fn silent() -> Report {
 pub fn healthy() -> Report {
     let mut report = ended(bare(), EndReason::Signal("SIGINT"));
     report.elapsed = Duration::from_secs(612);
+    report.memory_read = Some(report.elapsed);
     report.taken = time("2026-11-21T03:24:19");
     report.sites = vec![site(
         0xb1,
@@ -269,13 +288,29 @@ pub fn bare() -> Report {
                     .into(),
             }],
             options: vec![("top".to_owned(), "10".to_owned())],
-            features: vec![FeatureInfo {
-                name: "uprobe-multi",
-                available: true,
-                used: true,
-            }],
+            features: vec![
+                FeatureInfo {
+                    name: "uprobe_multi",
+                    since: "6.6",
+                    config: None,
+                    available: true,
+                    used: true,
+                    without: Without::Instead("one perf event a probe"),
+                    why_not: None,
+                },
+                FeatureInfo {
+                    name: "long_nop_emulated",
+                    since: "6.18",
+                    config: None,
+                    available: false,
+                    used: false,
+                    without: Without::Instead("probes go on other instructions"),
+                    why_not: Some(WhyNot::Missing),
+                },
+            ],
             from_start: false,
             sort: SortKey::LiveBytes,
+            cost_limit: Some(0.5),
             pair_cost: Some(Duration::from_nanos(1_420)),
         },
         taken: time("2026-11-21T03:15:07"),
@@ -285,8 +320,10 @@ pub fn bare() -> Report {
         totals: Sums::default(),
         alloc_rate: 0.0,
         cost: None,
+        cost_cpus: None,
         memory_at_start,
         memory,
+        memory_read: Some(Duration::from_secs(60)),
         complete_share: None,
         sites: Vec::new(),
         growing: Vec::new(),

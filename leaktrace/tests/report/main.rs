@@ -18,7 +18,7 @@ use leaktrace::{
         table::{self, TableOptions},
     },
 };
-use leaktrace_common::counter::Counter;
+use leaktrace_common::counter::{COUNTERS, Counter};
 use proptest::prelude::*;
 use unicode_width::UnicodeWidthStr as _;
 
@@ -106,6 +106,57 @@ fn summaries() {
 }
 
 #[test]
+fn summary_of_a_short_run_that_misses_nothing() {
+    golden("summary-short-run.txt", &summary(&fixture::short_run()));
+}
+
+#[test]
+fn filters_by_age_are_named_where_their_sites_are() {
+    let mut report = fixture::leaking();
+    report.trace.options = vec![("min-age".to_owned(), "30s".to_owned())];
+    let text = summary(&report);
+    let title = "All 4 sites with --min-age 30s, by live bytes (growth and freed are of blocks of any \
+                 age):";
+    assert!(text.contains(title), "{text}");
+    assert!(table(&report, 160).contains(" | sites with --min-age 30s\n"));
+}
+
+#[test]
+fn a_cost_over_the_limit_that_does_not_matter_is_explained() {
+    let mut report = fixture::leaking();
+    (report.cost, report.cost_cpus) = (Some(0.71), Some(0.021));
+    let text = summary(&report);
+    let explained = "cost 71 % of orderd's CPU time, which was only 2.1 % of one CPU (the limit of \
+                     50 % does not apply under 5 %)";
+    assert!(text.contains(explained), "{text}");
+    assert!(table(&report, 140).contains(" | cost 71 % (2.1 % of one CPU) | "));
+}
+
+#[test]
+fn the_readme_explains_every_line_about_what_was_not_seen() {
+    let readme = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = fs::read_to_string(readme).expect("there is a README");
+    let rows: Vec<_> = readme
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .collect();
+    let mut report = fixture::leaking();
+    report.counters.events = [7; COUNTERS];
+    let text = summary(&report);
+    for counter in Counter::ALL {
+        let line = counter.text(7);
+        if text.contains(&format!(" 7 {line}\n")) {
+            let cell = format!("`{line}`");
+            assert!(
+                rows.iter().any(|row| row.contains(&cell)),
+                "no row has {cell}"
+            );
+        }
+    }
+    assert!(text.matches(" 7 ").count() > COUNTERS - 5, "{text}");
+}
+
+#[test]
 fn json_report() {
     let report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
     let text = serde_json::to_string_pretty(&Document::of(&report)).unwrap() + "\n";
@@ -151,6 +202,12 @@ fn flamegraph_has_title_units_and_two_colours() {
             .to_owned()
     };
     assert!(svg.contains("<title>Session::create(User const&amp;) (46,113 blocks, "));
+    // inferno's own root has no name, and its search button cannot be seen.
+    let root = "orderd (4242), 52 310 blocks";
+    assert!(svg.contains(&format!("<title>{root} (52,310 blocks, 100%)</title>")));
+    assert!(svg.contains(&format!(">{root}</text>")));
+    assert!(svg.contains("#search { text-anchor:end; opacity:0.8;"));
+    assert!(svg.contains("green: program, orange: allocator, grey: unknown"));
     assert_eq!(
         colour("malloc (libc.so.6)"),
         colour("operator new(unsigned long) (libc.so.6)")
@@ -277,8 +334,8 @@ proptest! {
         }
         let options = SummaryOptions { width: Some(columns), colour: false, top: 10 };
         let text = summary::render(&report, &options);
-        let stack = text.lines().skip_while(|line| !line.starts_with("  1  ")).skip(1);
-        for line in stack.take(names.len()) {
+        let (sites, _) = text.split_once("\nNot").unwrap();
+        for line in sites.trim_end().lines().rev().take(names.len()) {
             prop_assert!(line.width() <= columns, "{line:?}");
         }
     }

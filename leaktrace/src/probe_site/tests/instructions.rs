@@ -3,7 +3,7 @@
 use super::*;
 
 fn first(hex: &str, ability: KernelAbility) -> Treatment {
-    x86_64::straight_way(&bytes(hex), 0, ability, 1)[0].treatment
+    arch::straight_way(&bytes(hex), 0, ability, 1)[0].treatment
 }
 
 /// Each was probed on 6.18, and its cost or refusal seen.

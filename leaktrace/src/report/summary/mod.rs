@@ -8,10 +8,11 @@ mod verdict;
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::{
-    model::{EndReason, Report, Site, SortKey},
+    model::{EndReason, NEGLIGIBLE_CPUS, Report, Site, SortKey},
     report::{
         line::{Line, Look},
         name, quantity, stack, table,
@@ -106,10 +107,22 @@ impl Page {
         line.render(self.options.colour, &mut self.text);
     }
 
+    /// A line of words, broken where the terminal ends.
+    fn words(&mut self, line: Line, indent: usize) {
+        let columns = self.options.width.unwrap_or(usize::MAX);
+        for line in line.wrapped(columns, indent) {
+            self.line(&line);
+        }
+    }
+
     fn say(&mut self, look: Look, text: impl Into<String>) {
+        let text = text.into();
+        let indent = text.len() - text.trim_start_matches(' ').len();
         let mut line = Line::default();
         line.push(look, text);
-        self.line(&line);
+        // A sentence goes on where it began, an entry of a list deeper.
+        let indent = if indent == 0 { 0 } else { indent + 2 };
+        self.words(line, indent);
     }
 
     fn gap(&mut self) {
@@ -131,11 +144,14 @@ fn header(report: &Report, page: &mut Page) {
     line.push(Look::Plain, format!(" {}", name::clean(&exe)));
     let since = process.started.strftime("%F %T");
     line.push(Look::Plain, format!(", running since {since}"));
-    page.line(&line);
+    page.words(line, 2);
     page.say(
         Look::Plain,
         format!("traced {}{}", period(report), ending(report)),
     );
+    if let Some(cost) = report.cost {
+        page.say(Look::Plain, cost_text(report, cost));
+    }
     for file in &report.trace.watched {
         let path = file.path.to_string_lossy();
         page.say(
@@ -158,6 +174,25 @@ fn header(report: &Report, page: &mut Page) {
     if !others.is_empty() {
         page.say(Look::Plain, format!("options {}", options_text(&others)));
     }
+}
+
+/// `cost 2.3 % of orderd's CPU time (limit 50 %)`
+fn cost_text(report: &Report, cost: f64) -> String {
+    let limit = match report.trace.cost_limit {
+        None => String::new(),
+        Some(limit) if report.is_cost_negligible() => format!(
+            ", which was only {} of one CPU (the limit of {} does not apply under {})",
+            quantity::percent_in_words(report.cost_cpus.unwrap_or_default()),
+            quantity::percent_whole(limit),
+            quantity::percent_whole(NEGLIGIBLE_CPUS),
+        ),
+        Some(limit) => format!(" (limit {})", quantity::percent_whole(limit)),
+    };
+    format!(
+        "cost {} of {}'s CPU time{limit}",
+        quantity::percent_in_words(cost),
+        name::clean(&report.process.name)
+    )
 }
 
 fn options_text(options: &[&(String, String)]) -> String {
@@ -230,15 +265,26 @@ fn sites(report: &Report, page: &mut Page) {
     page.gap();
     let count = quantity::count(report.site_count as u64);
     let order = order_text(report.trace.sort);
-    let title = match (report.site_count, shown == report.site_count) {
-        (1, _) => "The only site:".to_owned(),
-        (_, true) => format!("All {count} sites, by {order}:"),
-        (_, false) => format!("The first {shown} of {count} sites, by {order}:"),
+    let (filter, growth) = match report.age_filter() {
+        none if none.is_empty() => (none, ""),
+        filter => (
+            format!(" with {filter}"),
+            " (growth and freed are of blocks of any age)",
+        ),
+    };
+    let title = match (report.site_count, shown) {
+        (1, _) => format!("The only site{filter}{growth}:"),
+        (2, 2) => format!("Both sites{filter}, by {order}{growth}:"),
+        (all, shown) if all == shown => {
+            format!("All {count} sites{filter}, by {order}{growth}:")
+        }
+        (_, 1) => format!("The first of {count} sites{filter}, by {order}{growth}:"),
+        _ => format!("The first {shown} of {count} sites{filter}, by {order}{growth}:"),
     };
     page.say(Look::Strong, title);
     for (index, site) in report.sites.iter().take(shown).enumerate() {
         page.gap();
-        whole_site(index + 1, site, page);
+        whole_site(index + 1, site, report.elapsed, page);
     }
     let rest: Vec<_> = report
         .growing
@@ -253,7 +299,7 @@ fn sites(report: &Report, page: &mut Page) {
     for index in rest {
         if let Some(site) = report.sites.get(*index) {
             page.gap();
-            whole_site(index + 1, site, page);
+            whole_site(index + 1, site, report.elapsed, page);
         }
     }
 }
@@ -274,17 +320,21 @@ fn capital(text: &str) -> String {
     })
 }
 
-fn whole_site(rank: usize, site: &Site, page: &mut Page) {
+/// In less time than this, growth per minute is a guess.
+const SHORT: Duration = Duration::from_secs(1);
+
+fn whole_site(rank: usize, site: &Site, elapsed: Duration, page: &mut Page) {
     let sums = &site.sums;
     let growth = match quantity::growth(site.growth_per_minute) {
-        none if none == "+0" => "+0/min".to_owned(),
-        growth => growth,
+        _ if elapsed < SHORT => String::new(),
+        none if none == "+0" => ", +0/min".to_owned(),
+        growth => format!(", {growth}"),
     };
     let mut line = Line::default();
     line.push(Look::Faint, format!("{rank:>3}  "));
     line.push(Look::Strong, quantity::bytes(sums.live_bytes()));
     let mut rest = format!(
-        " in {}, {growth}, {} of {} freed",
+        " in {}{growth}, {} of {} freed",
         quantity::things(sums.live_blocks(), "block"),
         quantity::percent(sums.freed_share()),
         quantity::count(sums.alloc_blocks),
@@ -293,7 +343,7 @@ fn whole_site(rank: usize, site: &Site, page: &mut Page) {
         rest.push_str(&format!(", oldest {}", quantity::duration(age)));
     }
     line.push(Look::Plain, rest);
-    page.line(&line);
+    page.words(line, 7);
     for line in stack::whole(site, 7, page.options.width) {
         page.line(&line);
     }

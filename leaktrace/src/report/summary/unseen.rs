@@ -1,11 +1,13 @@
 //! What the report does not cover: blocks from before, losses, incomplete
 //! stacks, filters.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use leaktrace_common::counter::{Counter, Effect};
 
 use super::{Page, options_text};
 use crate::{
-    model::{Completeness, Report},
+    model::{Completeness, EndReason, Frame, Report},
     report::{line::Look, name, quantity},
 };
 
@@ -18,6 +20,7 @@ const FILTERS: [&str; 4] = ["min-size", "max-size", "min-age", "max-age"];
 /// Blocks from before, losses by reason, incomplete stacks by reason, filters.
 pub(super) fn write(report: &Report, page: &mut Page) {
     page.say(Look::Strong, "Not seen, or not exactly:");
+    let before = page.text.len();
     let since = report.trace.started.strftime("%T");
     let rss = report.memory_at_start.rss.map_or_else(String::new, |rss| {
         format!(" (RSS was {} then)", quantity::bytes_fine(rss))
@@ -30,6 +33,7 @@ pub(super) fn write(report: &Report, page: &mut Page) {
     }
     counters(report, page);
     incomplete_stacks(report, page);
+    nameless_functions(report, page);
     let filters: Vec<_> = report
         .trace
         .options
@@ -40,6 +44,12 @@ pub(super) fn write(report: &Report, page: &mut Page) {
         page.say(
             Look::Plain,
             format!("  what the filters leave out: {}", options_text(&filters)),
+        );
+    }
+    if page.text.len() == before {
+        page.say(
+            Look::Plain,
+            "  nothing: it was traced from its first instruction, and no event was lost",
         );
     }
 }
@@ -58,12 +68,18 @@ fn counters(report: &Report, page: &mut Page) {
         {
             continue;
         }
-        let text = format!("{} {}", quantity::grouped(value), counter.text());
+        let text = quantity::events(*counter, value);
         match (counter.effect(), counter) {
             (Effect::Lost, _) => lost.push(text),
             (Effect::Inexact, _) => inexact.push(text),
-            (Effect::None, Counter::FailedAlloc | Counter::TailCall | Counter::NestedCall)
-            | (Effect::None, Counter::FreeRetried) => ordinary.push(text),
+            (
+                Effect::None,
+                Counter::FailedAlloc
+                | Counter::FreeNull
+                | Counter::FreeRetried
+                | Counter::NestedCall
+                | Counter::TailCall,
+            ) => ordinary.push(text),
             (Effect::None, _) => partial.push(text),
         }
     }
@@ -89,7 +105,9 @@ fn incomplete_stacks(report: &Report, page: &mut Page) {
         let share = quantity::percent(share);
         page.say(
             Look::Plain,
-            format!("  callers: the stacks of {share} of the allocations are complete"),
+            format!(
+                "  callers: {share} of the allocations have complete stacks; where the others end:"
+            ),
         );
     }
     let mut reasons: Vec<(&str, u64, u64)> = Vec::new();
@@ -114,6 +132,57 @@ fn incomplete_stacks(report: &Report, page: &mut Page) {
                 quantity::things(sites, "site"),
                 quantity::bytes(bytes),
                 name::clean(reason)
+            ),
+        );
+    }
+}
+
+/// Files whose functions have no names, and what is held by way of them.
+fn nameless_functions(report: &Report, page: &mut Page) {
+    // Of memory that no file backs there can be no symbols.
+    fn file(frame: &Frame) -> Option<&str> {
+        let module = frame.module.as_deref();
+        module.filter(|module| !module.starts_with('['))
+    }
+    let mut held: BTreeMap<Option<&str>, u64> = BTreeMap::new();
+    let holding = report
+        .sites
+        .iter()
+        .filter(|site| site.sums.live_bytes() > 0);
+    for site in holding {
+        let nameless = site.frames.iter().filter(|frame| frame.symbol.is_none());
+        let files: BTreeSet<_> = nameless.map(file).collect();
+        for file in files {
+            *held.entry(file).or_default() += site.sums.live_bytes();
+        }
+    }
+    let jit = held.remove(&None);
+    let files = held.len() as u64;
+    if let Some((Some(file), bytes)) = held.into_iter().max_by_key(|(_, bytes)| *bytes) {
+        let file = name::clean(name::file_name(file));
+        let which = match files {
+            1 => format!("{file} lacks symbols ({})", quantity::bytes(bytes)),
+            _ => format!(
+                "{} lack symbols, {file} for the most bytes ({})",
+                quantity::things(files, "file"),
+                quantity::bytes(bytes)
+            ),
+        };
+        let which_process = match report.end {
+            Some(EndReason::TargetExit) => "PID` of such a process".to_owned(),
+            _ => format!("{}`", report.process.pid),
+        };
+        page.say(
+            Look::Plain,
+            format!("  names: {which}; `leaktrace doctor {which_process} says what to install"),
+        );
+    }
+    if let Some(bytes) = jit {
+        page.say(
+            Look::Plain,
+            format!(
+                "  names: addresses in no file have none ({}): code made by a JIT, or no code at all",
+                quantity::bytes(bytes)
             ),
         );
     }

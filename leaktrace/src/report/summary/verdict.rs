@@ -35,17 +35,17 @@ pub(super) fn write(report: &Report, page: &mut Page) {
     }
     let (lost, inexact) = (report.lost(), report.inexact());
     if lost > 0 {
-        let lost = quantity::grouped(lost);
+        let lost = quantity::things(lost, "event");
         page.say(
             Look::Alarm,
-            format!("Totals are a lower bound: {lost} events were lost (see below)."),
+            format!("Totals are a lower bound: {lost} lost (see below)."),
         );
     }
     if inexact > 0 {
-        let inexact = quantity::grouped(inexact);
+        let inexact = quantity::things(inexact, "event");
         page.say(
             Look::Alarm,
-            format!("Totals are inexact: {inexact} events could not be told apart (see below)."),
+            format!("Totals are inexact because of {inexact} (see below)."),
         );
     }
     for note in &report.notes {
@@ -66,12 +66,12 @@ fn nothing_seen(report: &Report) -> String {
             )
         }
         (_, 0) => format!(
-            "No allocation was recorded in {elapsed}, though {} calls asked for memory.",
-            quantity::grouped(calls)
+            "No allocation was recorded in {elapsed}, though {} asked for memory.",
+            quantity::things(calls, "call")
         ),
         _ => format!(
-            "Nothing passed the size filter in {elapsed}: it left out {} allocations.",
-            quantity::grouped(filtered)
+            "Nothing passed the size filter in {elapsed}: it left out {}.",
+            quantity::things(filtered, "allocation")
         ),
     }
 }
@@ -106,6 +106,13 @@ fn beside_rss(report: &Report) -> String {
     let (Some(then), Some(now)) = (report.memory_at_start.rss, report.memory.rss) else {
         return "RSS could not be read.".to_owned();
     };
+    if report.memory_read.is_none() {
+        return format!(
+            "RSS was {} at the start, and not read again: the trace ended after {}.",
+            quantity::bytes_fine(then),
+            quantity::duration(report.elapsed)
+        );
+    }
     let live = report.totals.live_bytes();
     let grown = now.saturating_sub(then);
     let (now_text, grown_text) = (quantity::bytes_fine(now), quantity::bytes_short(grown));

@@ -39,13 +39,7 @@ impl Workshop {
                 .stdout(Stdio::null())
                 .status();
             if !found.is_ok_and(|status| status.success()) {
-                // Not with println, which the test harness would keep.
-                let mut stdout = std::io::stdout();
-                writeln!(
-                    stdout,
-                    "NOT RUN: symbolize::tests::{test}: {tool} is not installed"
-                )
-                .unwrap();
+                not_run(test, &format!("{tool} is not installed"));
                 return None;
             }
         }
@@ -57,13 +51,20 @@ impl Workshop {
     }
 
     fn run(&self, tool: &str, arguments: &[&str]) {
+        if let Err(errors) = self.try_to_run(tool, arguments) {
+            panic!("{tool} {arguments:?}: {errors}");
+        }
+    }
+
+    /// The error is what it said.
+    fn try_to_run(&self, tool: &str, arguments: &[&str]) -> Result<(), String> {
         let output = Command::new(tool)
             .current_dir(&self.0)
             .args(arguments)
             .output()
-            .unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{tool} {arguments:?}: {errors}");
+            .map_err(|error| error.to_string())?;
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.success().then_some(()).ok_or(errors)
     }
 
     /// The program, with debug information.
@@ -85,6 +86,12 @@ impl Workshop {
         self.run("g++", &[&flags[..], &LAYOUT[..]].concat());
         self.path(name)
     }
+}
+
+/// Not with println, which the test harness would keep.
+fn not_run(test: &str, reason: &str) {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "NOT RUN: symbolize::tests::{test}: {reason}").unwrap();
 }
 
 /// A program that ran and said what is where. It is ended when this is dropped.
@@ -347,11 +354,16 @@ fn a_separate_debug_file_is_used_when_its_build_id_matches() {
         ..plain()
     };
     assert_eq!(names(in_root.clone()), all);
+    // As the target sees it, also by links.
+    std::fs::rename(workshop.path("root/debug"), workshop.path("root/moved")).unwrap();
+    std::os::unix::fs::symlink("/moved", workshop.path("root/debug")).unwrap();
+    assert_eq!(names(in_root.clone()), all);
     assert_eq!(names(plain()), ["?"], "nowhere to be found");
 
     // Another program's.
     std::fs::write(workshop.path("other.c"), "int main(void) { return 0; }").unwrap();
     workshop.run("gcc", &["-g", "-Wl,--build-id", "other.c", "-o", "other"]);
+    let directory = workshop.path(&format!("root/moved/.build-id/{first}"));
     std::fs::rename(
         workshop.path("other"),
         directory.join(format!("{rest}.debug")),
@@ -366,11 +378,24 @@ fn compressed_debug_information_is_read() {
         return;
     };
     let program = workshop.program("program");
-    workshop.run("objcopy", &["--compress-debug-sections=zlib", "program"]);
+    let compress = |kind: &str, to: &str| {
+        let option = format!("--compress-debug-sections={kind}");
+        workshop.try_to_run("objcopy", &[&option, "program", to])
+    };
+    let lines_of = |program: &Path| {
+        let target = Target::start(program, &[]);
+        let stack = [target.address("malloc"), target.address("in_innermost")];
+        let frames = target.symbolizer(plain()).resolve_stack(&stack);
+        assert_eq!(frames[1].line, line_of(PROGRAM, "line of innermost"));
+    };
+    // Older tools know only zlib.
+    if compress("zstd", "zstd").is_ok() {
+        lines_of(&workshop.path("zstd"));
+    }
+    compress("zlib", "program").unwrap();
+    lines_of(&program);
     let target = Target::start(&program, &[]);
     let stack = [target.address("malloc"), target.address("in_innermost")];
-    let frames = target.symbolizer(plain()).resolve_stack(&stack);
-    assert_eq!(frames[1].line, line_of(PROGRAM, "line of innermost"));
     // And left alone when it would take too much memory, which is said.
     let limits = Limits {
         unpacked: 100,
@@ -383,6 +408,50 @@ fn compressed_debug_information_is_read() {
         panic!("{:?}", symbolizer.notes())
     };
     assert!(note.contains("compressed debug information"), "{note}");
+}
+
+#[test]
+fn split_debug_information_is_read_from_a_package_and_told_without() {
+    let Some(workshop) = Workshop::open("split_debug_information…") else {
+        return;
+    };
+    let names = || -> (Vec<String>, Vec<String>) {
+        let target = Target::start(&workshop.path("program"), &[]);
+        let mut symbolizer = target.symbolizer(plain());
+        let stack = [target.address("malloc"), target.address("in_innermost")];
+        let frames = symbolizer.resolve_stack(&stack);
+        assert_eq!(frames[1].line, line_of(PROGRAM, "line of innermost"));
+        let names = frames[1..].iter().map(|frame| name(frame).to_owned());
+        (names.collect(), symbolizer.notes().to_vec())
+    };
+    std::fs::write(workshop.path("program.c"), PROGRAM).unwrap();
+    for version in ["-gdwarf-4", "-gdwarf-5"] {
+        let split = ["-g", version, "-gsplit-dwarf", "program.c", "-o", "program"];
+        workshop.run("gcc", &[&split[..], &LAYOUT[..]].concat());
+        let _ = std::fs::remove_file(workshop.path("program.dwp"));
+        let (found, notes) = names();
+        assert_eq!(found, ["outer_function"], "{version}");
+        assert!(
+            matches!(&notes[..], [note] if note.contains("is in .dwo files") && note.contains("dwp -e")),
+            "{version}: {notes:?}"
+        );
+        // That of binutils knows no DWARF 5, and LLVM's does not end.
+        let made = workshop.try_to_run("dwp", &["-e", "program", "-o", "program.dwp"]);
+        if made.is_err() {
+            not_run(
+                "split_debug_information…",
+                &format!("dwp can't pack {version}"),
+            );
+            continue;
+        }
+        let (found, notes) = names();
+        assert_eq!(
+            found,
+            ["innermost", "middle", "outer_function"],
+            "{version}"
+        );
+        assert!(notes.is_empty(), "{version}: {notes:?}");
+    }
 }
 
 #[test]

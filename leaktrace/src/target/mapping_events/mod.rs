@@ -14,6 +14,7 @@ use std::{
 };
 
 use super::mapping::Mapping;
+use crate::perf_event::{self, Request};
 use record::{Event, Record};
 use ring::Ring;
 
@@ -151,7 +152,7 @@ impl MappingEvents {
             };
             match self.rings.iter().find(|(other, _)| *other == cpu) {
                 Some((_, ring)) => {
-                    attributes::redirect(event.as_fd(), ring.as_fd())?;
+                    perf_event::tell(event.as_fd(), Request::SetOutput, ring.as_fd())?;
                     self.redirected.push(event);
                 }
                 None => self.rings.push((cpu, Ring::new(event)?)),

@@ -1,6 +1,5 @@
-//! Arguments, result and pointers of the interrupted function. The only file
-//! that knows the architecture's registers (x86_64, System V calling
-//! convention).
+//! x86-64, System V calling convention: arguments, result and pointers of the
+//! interrupted function.
 
 use core::ffi::c_void;
 

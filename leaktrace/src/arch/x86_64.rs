@@ -1,12 +1,89 @@
-//! x86-64: registers, instructions, and what the kernel does with them
-//! (`arch/x86/kernel/uprobes.c`; checked against the behaviour of 6.18).
+//! x86-64: what its files are like, its registers and instructions, and what the
+//! kernel does with them under a probe (`arch/x86/kernel/uprobes.c`; checked
+//! against the behaviour of 6.18).
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, EncodingKind, FlowControl, Formatter as _, GasFormatter,
     Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::{Branches, KernelAbility, NopAbility, Step, Treatment};
+use crate::probe_site::{Branches, KernelAbility, LIMIT, NopAbility, Step, Treatment};
+
+/// Its name, as people write it.
+pub const NAME: &str = "x86-64";
+
+/// `e_machine` of its ELF files.
+pub const ELF_MACHINE: u16 = object::elf::EM_X86_64;
+
+/// DWARF's numbers of the registers that unwinding follows (x86-64 psABI,
+/// "DWARF Definition").
+pub mod dwarf {
+    use gimli::{Register, X86_64};
+
+    /// The stack pointer.
+    pub const SP: Register = X86_64::RSP;
+    /// The frame pointer.
+    pub const FP: Register = X86_64::RBP;
+    /// The return address.
+    pub const RA: Register = X86_64::RA;
+}
+
+/// What the kernel puts over a probed instruction: `int3`.
+pub const BREAKPOINT: &[u8] = &[0xcc];
+
+/// The system call through which a no-operation that the kernel replaced enters
+/// it: `uprobe` in `arch/x86/entry/syscalls/syscall_64.tbl`.
+pub const UPROBE_SYSTEM_CALL: Option<libc::c_long> = Some(336);
+
+/// Whether the kernel lets processes have a shadow stack of their own.
+pub fn has_shadow_stacks() -> bool {
+    /// `ARCH_SHSTK_STATUS` of `asm/prctl.h`.
+    const STATUS: libc::c_long = 0x5005;
+    let mut features = 0_u64;
+    // SAFETY: the kernel writes to the variable, or fails.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, STATUS, &raw mut features) == 0 }
+}
+
+/// The line of `/proc/PID/status` that tells of a thread's shadow stack, and the
+/// word in it.
+pub const SHADOW_STACK_STATUS: (&[u8], &[u8]) = (b"x86_Thread_features", b"shstk");
+
+/// Of entries of `/etc/ld.so.cache`: `FLAG_ELF_LIBC6 | FLAG_X8664_LIB64`.
+pub const LD_CACHE_FLAGS: u32 = 0x0303;
+
+/// `$PLATFORM` in the paths of libraries.
+pub const LD_PLATFORM: &str = "x86_64";
+
+/// Where Debian has libraries of this architecture.
+pub const MULTIARCH_DIRECTORY: &str = "lib/x86_64-linux-gnu";
+
+/// The levels of the psABI that this processor has, best first.
+pub fn processor_levels() -> Vec<&'static str> {
+    macro_rules! has {
+        ($($feature:tt),*) => { $(std::arch::is_x86_feature_detected!($feature))&&* };
+    }
+    let v2 = has!("cmpxchg16b", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3");
+    let v3 = v2
+        && has!(
+            "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe", "xsave"
+        );
+    let v4 = v3 && has!("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl");
+    let mut levels = Vec::new();
+    levels.extend(v4.then_some("x86-64-v4"));
+    levels.extend(v3.then_some("x86-64-v3"));
+    levels.extend(v2.then_some("x86-64-v2"));
+    levels
+}
+
+/// What a function that starts threads does when the thread's own function
+/// returns: it passes the result to the system call `exit` (60).
+pub const THREAD_EXITS: [&[u8]; 3] = [
+    // glibc, clone.S: mov %eax,%edi or mov %rax,%rdi; mov $60,%eax; syscall
+    b"\x89\xc7\xb8\x3c\x00\x00\x00\x0f\x05",
+    b"\x48\x89\xc7\xb8\x3c\x00\x00\x00\x0f\x05",
+    // musl, clone.s: mov %eax,%edi; xor %eax,%eax; mov $60,%al; syscall
+    b"\x89\xc7\x31\xc0\xb0\x3c\x0f\x05",
+];
 
 /// Argument registers of the psABI, in order.
 const ARGUMENTS: [Register; 6] = [
@@ -49,7 +126,7 @@ const NOPS: [&[u8]; 8] = [
 
 /// The instructions from the entry up to and including the first that may lead
 /// elsewhere, at most `limit`.
-pub(super) fn straight_way(
+pub(crate) fn straight_way(
     bytes: &[u8],
     address: u64,
     ability: KernelAbility,
@@ -296,8 +373,8 @@ impl<'a> Encoding<'a> {
 
 /// Where the jumps inside a function lead, as far as it concerns its first
 /// instructions.
-pub(super) fn branches_inside(bytes: &[u8]) -> Branches {
-    let window = super::LIMIT * LONGEST_INSTRUCTION;
+pub(crate) fn branches_inside(bytes: &[u8]) -> Branches {
+    let window = LIMIT * LONGEST_INSTRUCTION;
     let bytes = &bytes[..bytes.len().min(LONGEST_FUNCTION)];
     let mut decoder = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE);
     let mut instruction = Instruction::default();
@@ -346,7 +423,7 @@ pub(super) fn branches_inside(bytes: &[u8]) -> Branches {
 /// wrong.
 #[must_use]
 pub fn branches_into(code: &[u8], address: u64, entries: &[u64]) -> Vec<u64> {
-    let window = (super::LIMIT * LONGEST_INSTRUCTION) as u64;
+    let window = (LIMIT * LONGEST_INSTRUCTION) as u64;
     let (Some(lowest), Some(highest)) = (entries.iter().min(), entries.iter().max()) else {
         return Vec::new();
     };

@@ -1,0 +1,226 @@
+//! The process that reads symbols. What it reads may be broken or hostile, and
+//! the libraries that read it may panic, recurse deeply, believe a size or never
+//! end. So it is a process of its own, with limits: it may die, or be killed,
+//! and leaktrace goes on ([`super::worker`]).
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use blazesym::symbolize;
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+
+use super::{
+    debug_file::SearchPath,
+    file_symbols::{FileSymbols, new_reader},
+    limits::{Limits, MemoryWatch, give_back_freed_memory},
+    protocol::{Answer, Channel, Request, Setup},
+};
+use crate::file_map;
+
+/// Name of the process.
+const NAME: &std::ffi::CStr = c"leaktrace-read";
+
+/// Debug information nests as deeply as its author likes, and is read
+/// recursively. Compilers write a few dozen levels, which take some KiB.
+const STACK_SIZE: usize = 16 << 20;
+
+/// How many addresses are looked up between two looks at time and memory.
+const CHUNK: usize = 16;
+
+/// Without requests for so long, much memory is given back: a batch is over.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Serves who started this process, through its stdin, until that ends.
+///
+/// # Errors
+/// When stdin is no such line, or breaks.
+pub fn run() -> io::Result<()> {
+    give_way();
+    let line = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut channel = Channel::new(line);
+    let (setup, root): (Setup, _) = channel.receive()?;
+    let memory = Some(setup.limits.memory);
+    let limit = Rlimit {
+        current: memory,
+        maximum: memory,
+    };
+    // All that is private and can be written to: stack and heap.
+    rustix::process::setrlimit(Resource::Data, limit)?;
+    let reader = thread::Builder::new()
+        .stack_size(STACK_SIZE)
+        .spawn(move || serve(&mut channel, setup, root))?;
+    reader
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("panicked")))
+}
+
+/// Signals to a whole group or service are leaktrace's affair, and its end is
+/// this process's, without anything that outlives it.
+fn give_way() {
+    for signal in [
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGTSTP,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+    ] {
+        // SAFETY: ignoring a signal runs no code.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    file_map::install();
+    // None of these matters enough to fail.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    let _ = rustix::thread::set_name(NAME);
+}
+
+fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Result<()> {
+    let search = SearchPath::new(root, setup.debug_directories)?;
+    let mut engine = Engine::new(search, setup.limits);
+    loop {
+        channel.set_patience(Some(IDLE))?;
+        let received = channel.receive().or_else(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                engine.rest();
+                channel.set_patience(None)?;
+                channel.receive()
+            }
+            _ => Err(error),
+        });
+        match received {
+            Ok((request, Some(file))) => engine.handle(&request, file.into(), channel)?,
+            Ok((_, None)) => return Err(io::ErrorKind::InvalidInput.into()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Everything read so far.
+struct Engine {
+    search: SearchPath,
+    limits: Limits,
+    directories: Vec<PathBuf>,
+    files: HashMap<u32, FileSymbols>,
+    /// Files whose debug information took too much memory.
+    too_large: HashSet<u32>,
+    reader: symbolize::Symbolizer,
+    memory: MemoryWatch,
+}
+
+impl Engine {
+    fn new(search: SearchPath, limits: Limits) -> Self {
+        let directories = search.debug_directories();
+        Self {
+            reader: new_reader(&directories),
+            search,
+            limits,
+            directories,
+            files: HashMap::new(),
+            too_large: HashSet::new(),
+            memory: MemoryWatch::new(),
+        }
+    }
+
+    fn handle(&mut self, request: &Request, file: File, channel: &mut Channel) -> io::Result<()> {
+        let missing_before = file_map::cut_short();
+        let mut notes = Vec::new();
+        let mut symbols = self.files.remove(&request.file).unwrap_or_else(|| {
+            FileSymbols::open(
+                &request.path,
+                file,
+                request.debug && !self.too_large.contains(&request.file),
+                &self.search,
+                &self.limits,
+                &mut notes,
+            )
+        });
+        let mut restarts = 0;
+        for chunk in request.offsets.chunks(CHUNK) {
+            let answer = Answer::Resolved {
+                build_id: symbols.build_id(),
+                places: symbols.resolve(&self.reader, chunk),
+            };
+            channel.send(&answer, None)?;
+            if self.memory.growth() >= self.limits.growth {
+                self.forget();
+                restarts += 1;
+                if restarts > self.limits.restarts && symbols.debug_source().is_some() {
+                    symbols.give_up_debug_information();
+                    self.too_large.insert(request.file);
+                    notes.push(format!(
+                        "{} takes too much memory to read its debug information: some functions \
+                         are named from its symbol table, without source lines and inlined functions.",
+                        request.path
+                    ));
+                }
+            }
+        }
+        self.files.insert(request.file, symbols);
+        if file_map::cut_short() > missing_before {
+            notes.push(format!(
+                "{} or its debug file was cut short while it was read: some of its functions \
+                 have no names, or wrong ones.",
+                request.path
+            ));
+        }
+        for note in notes {
+            channel.send(&Answer::Note(note), None)?;
+        }
+        channel.send(&Answer::Finished, None)
+    }
+
+    /// Between two batches of requests.
+    fn rest(&mut self) {
+        if self.memory.growth() > self.limits.kept {
+            self.forget();
+        }
+    }
+
+    /// Drops what was read.
+    fn forget(&mut self) {
+        self.files.clear();
+        self.reader = new_reader(&self.directories);
+        give_back_freed_memory();
+        self.memory = MemoryWatch::new();
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    /// What [`super::super::worker`] starts in tests, where leaktrace itself is
+    /// not there: this program, with this test alone.
+    pub const AS_A_TEST: &str = "symbolize::reader::tests::serves_another_test";
+    /// Set for that process.
+    pub const VARIABLE: &str = "LEAKTRACE_TEST_READER";
+
+    #[test]
+    fn serves_another_test() {
+        use std::process::{Command, Stdio};
+        if std::env::var_os(VARIABLE).is_some() {
+            return super::run().unwrap();
+        }
+        // Nobody asked: without a line to anyone it fails, and does not hang.
+        let status = Command::new("/proc/self/exe")
+            .args(["--exact", AS_A_TEST])
+            .env(VARIABLE, "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(!status.success());
+    }
+}
