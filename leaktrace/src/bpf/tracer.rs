@@ -114,6 +114,7 @@ impl Tracer {
             kind,
             scope,
             sites: 0,
+            entry_sites: Vec::new(),
             links: Vec::new(),
         };
         for (name, direction) in [
@@ -122,12 +123,13 @@ impl Tracer {
         ] {
             let Some(name) = name else { continue };
             for file in files {
+                let mut taken = Vec::new();
                 match kind {
                     LinkKind::Multi => {
                         let fd = self.multi_program(name)?;
                         if let Some((link, sites)) = link_multi(fd, file, direction, scope)? {
                             attachment.links.push(link);
-                            attachment.sites += sites;
+                            taken = sites;
                         }
                     }
                     LinkKind::Perf => {
@@ -135,11 +137,16 @@ impl Tracer {
                             if direction.sites(probe).is_empty() {
                                 continue;
                             }
-                            let link = self.attach_perf(name, file, probe, direction, scope)?;
+                            let (site, link) =
+                                self.attach_perf(name, file, probe, direction, scope)?;
                             attachment.links.push(link);
-                            attachment.sites += 1;
+                            taken.push(site);
                         }
                     }
+                }
+                attachment.sites += taken.len();
+                if direction == Direction::Entry {
+                    attachment.entry_sites.push(taken);
                 }
             }
         }
@@ -155,7 +162,7 @@ impl Tracer {
         probe: &PlannedProbe,
         direction: Direction,
         scope: Scope,
-    ) -> Result<OwnedFd> {
+    ) -> Result<(u64, OwnedFd)> {
         let name = if self.cookies {
             name
         } else if direction == Direction::Entry && name == self.form.enter() {
