@@ -72,10 +72,6 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
     drop(progress);
-    if child.outcome()?.is_some() {
-        say!("leaktrace: {}; there is no report", signals::NEVER_BEGAN);
-        return Ok(Outcome::Command(child.reap()?.exit_code()));
-    }
     signals.tracing();
     let mappings = MappingWatch::start(child.pid());
     if let Err(error) = child.go() {
