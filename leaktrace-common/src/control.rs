@@ -13,7 +13,8 @@ pub struct Control {
     /// Needed when a link can't be bound to the process, because its main
     /// thread has ended.
     pub only_tgid: u32,
-    /// The traced thread group, for events that no link filters.
+    /// The traced thread group, for events that no link filters. This and
+    /// `only_tgid` are ids in the PID namespace below.
     pub target_tgid: u32,
     /// How many buckets the live table has.
     pub buckets: u32,
@@ -34,9 +35,14 @@ pub struct Control {
     /// `CLOCK_MONOTONIC` at the exec that cleared `enabled`, nanoseconds; 0
     /// before.
     pub exec_ns: u64,
+    /// The PID namespace of the target: the inode of `/proc/PID/ns/pid`; 0 for the
+    /// first one, whose ids need no translation.
+    pub namespace_inode: u64,
+    /// Its device, as the kernel writes it.
+    pub namespace_device: u64,
 }
 
-const _: () = assert!(size_of::<Control>() == 56);
+const _: () = assert!(size_of::<Control>() == 72);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

@@ -15,7 +15,9 @@ use crate::{
     in_flight,
     live::LiveTable,
     maps::{CONTROL, IN_FLIGHT},
-    stacks, user_memory,
+    stacks,
+    threads::is_current,
+    user_memory,
 };
 
 /// A product of count and size that no allocator can give.
@@ -32,7 +34,7 @@ fn control(thread_group: u32) -> Option<&'static Control> {
     if unsafe { (&raw const control.enabled).read_volatile() } == 0 {
         return None;
     }
-    if control.only_tgid != 0 && control.only_tgid != thread_group {
+    if control.only_tgid != 0 && !is_current(control, control.only_tgid, thread_group) {
         return None;
     }
     Some(control)

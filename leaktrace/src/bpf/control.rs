@@ -10,7 +10,10 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use crate::model::Edge;
+use crate::{
+    model::Edge,
+    target::process_id::{Namespace, ProcessId},
+};
 
 /// The place of a field of the record.
 macro_rules! field {
@@ -63,7 +66,11 @@ impl ControlPage {
     }
 
     /// Which process is traced; `filter` when the links don't tell.
-    pub fn set_target(&self, tgid: u32, filter: bool) {
+    pub fn set_target(&self, process: ProcessId, filter: bool) {
+        let ProcessId { tgid, namespace } = process;
+        let Namespace { inode, device } = namespace.unwrap_or_default();
+        self.store(field!(namespace_device), device);
+        self.store(field!(namespace_inode), inode);
         self.store(field!(target_tgid), tgid);
         self.store(field!(only_tgid), if filter { tgid } else { 0 });
     }

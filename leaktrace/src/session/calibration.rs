@@ -15,7 +15,7 @@ use super::plan::Plan;
 use crate::{
     bpf::{Attachment, Feature, Features, LinkKind, PlannedFile, Program, Scope, Tracer},
     probe_site::KernelAbility,
-    target::{Process, mapped_file, mapping},
+    target::{Process, mapped_file, mapping, process_id::ProcessId},
 };
 
 /// What was found.
@@ -131,7 +131,7 @@ fn measure(
     let before = calls()?;
     let without = rounds();
     let own = std::process::id();
-    maps.control().set_target(own, false);
+    maps.control().set_target(ProcessId::of(own)?, false);
     let attachment = tracer.attach(link_kind, files, program, Scope::Process(own), 0)?;
     maps.control().enable(true);
     let with = rounds();

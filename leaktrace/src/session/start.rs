@@ -44,7 +44,10 @@ use crate::{
     report::{export::Format, quantity, summary, summary::SummaryOptions},
     say,
     symbolize::{self, Symbolizer},
-    target::{Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory},
+    target::{
+        Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory,
+        process_id::ProcessId,
+    },
 };
 
 /// The loaded programs, and what is known of the kernel they run on.
@@ -111,7 +114,8 @@ impl Workbench {
     ) -> Result<Live> {
         self.calibration.end(&mut self.tracer)?;
         let maps = self.tracer.maps();
-        maps.control().set_target(pid, scope == Scope::Everyone);
+        let id = ProcessId::of(pid).context("reading the process's PID namespace")?;
+        maps.control().set_target(id, scope == Scope::Everyone);
         maps.control().set_execs(expected_execs);
         maps.control().set_sizes(options.sizes.0, options.sizes.1);
         // It has the same place in every process unless that is taken, and the target

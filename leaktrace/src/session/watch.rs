@@ -29,6 +29,7 @@ use crate::{
         Process,
         cpu::{CpuClock, CpuTime},
         mapping, memory,
+        process_id::ProcessId,
     },
 };
 
@@ -210,7 +211,8 @@ impl Watch {
             self.silent_periods += 1;
         }
         let maps = self.tracer.maps();
-        maps.control().set_target(self.process.pid(), true);
+        let id = ProcessId::of(self.process.pid())?;
+        maps.control().set_target(id, true);
         let generation = u8::from(self.tracer.has_cookies());
         let kind = self.attachment.kind;
         self.tracer.count_unseen_vforks(kind, Scope::Everyone)?;

@@ -11,6 +11,7 @@ pub mod mapping;
 pub mod mapping_events;
 pub mod mapping_watch;
 pub mod memory;
+pub mod process_id;
 pub mod select;
 pub mod status;
 

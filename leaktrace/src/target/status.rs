@@ -9,6 +9,8 @@ use crate::arch::SHADOW_STACK_STATUS;
 pub struct Status {
     /// Thread group id: the process that a thread belongs to.
     pub tgid: Option<u32>,
+    /// The same in its own PID namespace.
+    pub innermost_tgid: Option<u32>,
     /// Parent process.
     pub parent: Option<u32>,
     /// Resident set.
@@ -43,6 +45,10 @@ impl Status {
             let (key, value) = (&line[..colon], line[colon + 1..].trim_ascii());
             match key {
                 b"Tgid" => status.tgid = number(value),
+                b"NStgid" => {
+                    let mut ids = value.rsplit(u8::is_ascii_whitespace);
+                    status.innermost_tgid = ids.next().and_then(number);
+                }
                 b"PPid" => status.parent = number(value),
                 b"VmRSS" => status.rss = kibibytes(value),
                 b"RssAnon" => status.rss_anon = kibibytes(value),
