@@ -173,7 +173,7 @@ fn pair() -> Result<(File, File)> {
     Ok((user.into(), programs))
 }
 
-/// The one child of process `pid`.
+/// The one child of process `pid`; the reader of its symbols does not count.
 ///
 /// # Errors
 /// When it has none, or several.
