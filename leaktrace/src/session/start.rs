@@ -30,6 +30,7 @@ use crate::{
     allocator,
     bpf::{Attachment, Feature, Features, LinkKind, Maps, Program, Scope, Tracer},
     exit::Outcome,
+    host::privilege,
     model::{Edge, EndReason, TraceInfo},
     output::{
         Outputs,
@@ -64,6 +65,9 @@ impl Workbench {
     /// # Errors
     /// When the kernel can't or won't, or there is too little memory.
     pub fn set_up(options: &TraceOptions, shadow_stack: bool, progress: &Progress) -> Result<Self> {
+        // Before anything is tried: under the usual limit, a kernel that charges BPF to
+        // it refuses even trials while another leaktrace runs.
+        let _ = privilege::raise_locked_memory_limit();
         let mut features = Features::from_environment()?;
         features.check_essential()?;
         let map_memory = check_memory(options, &features)?;
