@@ -180,7 +180,7 @@ pub fn observe(
     let trampoline_found = find_trampoline(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
     let code = Arc::new(Mutex::new(CodeFiles::default()));
-    let mut symbolizer = symbolizer(&process, code);
+    let mut symbolizer = symbolizer(&process, Arc::clone(&code));
     let (now, files) = mappings.current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
@@ -219,7 +219,7 @@ pub fn observe(
             memory_at_start,
             notes,
         },
-        aggregator: Aggregator::new(symbolizer),
+        aggregator: Aggregator::new(symbolizer, code),
         maps: live.maps,
         process: Arc::clone(&process),
         mappings,
@@ -408,6 +408,9 @@ pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
     let _ = stream::write_all(out, text.as_bytes());
     for failure in &finished.failures {
         say!("leaktrace: {failure}");
+    }
+    if options.verbose {
+        say!("{}", messages::self_check(&finished.report.self_check));
     }
     match finished.report.end {
         Some(EndReason::Overhead { .. }) => Outcome::Refused,

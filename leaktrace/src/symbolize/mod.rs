@@ -27,7 +27,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use leaktrace_common::stack::FrameWord;
@@ -150,7 +150,7 @@ impl Symbolizer {
     /// and whenever the mappings have been read again; addresses that were
     /// [located](Self::locate) before stay what they were.
     pub fn update(&mut self, mappings: &[Mapping], files: &[Arc<MappedFile>]) {
-        let mut known = lock(&self.code);
+        let mut known = CodeFiles::lock(&self.code);
         let code = mappings.iter().filter(|mapping| mapping.executable);
         self.space.update(code.map(|mapping| CodeMapping {
             start: mapping.start,
@@ -209,6 +209,12 @@ impl Symbolizer {
         self.found(outermost).begins_thread
     }
 
+    /// The path of the file that a frame is in.
+    #[must_use]
+    pub fn path(&self, frame: FrameWord) -> Option<Arc<str>> {
+        Some(self.file(FileNumber(frame.file()))?.path)
+    }
+
     /// What a person should know about the symbols, a sentence each: files
     /// whose debug information was too large, or that could not be read.
     #[must_use]
@@ -218,7 +224,7 @@ impl Symbolizer {
 
     /// The file with a number.
     fn file(&self, number: FileNumber) -> Option<CodeFile> {
-        lock(&self.code).get(number).cloned()
+        CodeFiles::lock(&self.code).get(number).cloned()
     }
 
     /// Makes sure that every place that can be resolved is.
@@ -452,11 +458,6 @@ fn looked_up(frames: &[FrameWord]) -> impl Iterator<Item = FrameWord> {
         _ => frame.before(),
     };
     frames.iter().enumerate().map(place)
-}
-
-/// Nothing is left half done in it by a thread that panics.
-fn lock(code: &Mutex<CodeFiles>) -> MutexGuard<'_, CodeFiles> {
-    code.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn add_note(notes: &mut Vec<String>, note: String) {

@@ -1,7 +1,12 @@
 //! The files whose code the target runs, each with a number that stays its own:
 //! the same in stack frames, in unwind tables and where symbols are read.
 
-use std::{collections::HashMap, fs::File, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use leaktrace_common::stack::FrameWord;
 
@@ -76,6 +81,12 @@ impl Image {
 }
 
 impl CodeFiles {
+    /// Those that several share. A thread that panics leaves nothing half done in
+    /// them.
+    pub fn lock(shared: &Mutex<Self>) -> MutexGuard<'_, Self> {
+        shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The number of the file behind a mapping, a new one when it was not met
     /// before; `files` are those opened so far. [`FileNumber::NONE`] for memory
     /// without a file, also when it has a name: nothing there has an offset that
