@@ -104,9 +104,11 @@ fn incomplete_stacks(report: &Report, page: &mut Page) {
     let share = report.complete;
     if let Some(calls) = share.calls.filter(|calls| *calls < 1.0) {
         let calls = quantity::percent(calls);
-        let bytes = share.bytes.map_or_else(String::new, |bytes| {
-            format!(", {} of what is held,", quantity::percent(bytes))
-        });
+        let bytes = match share.bytes.map(quantity::percent) {
+            None => String::new(),
+            Some(bytes) if bytes == calls => " and of what is held".to_owned(),
+            Some(bytes) => format!(" and {bytes} of what is held"),
+        };
         page.say(
             Look::Plain,
             format!(
