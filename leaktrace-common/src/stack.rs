@@ -34,13 +34,16 @@ pub enum StackEnd {
     /// The unwind tables led to a stack pointer that can't be one: not above the
     /// last, or not aligned.
     BadStackPointer = 10,
-    /// No memory to unwind in: too many programs were interrupted at once.
-    NoScratch = 11,
+    /// A return address that a return probe has replaced, of another tracer or
+    /// of a function that is watched: the real one is not known.
+    ReturnProbe = 11,
+    /// The stack or the mappings changed while it was walked.
+    Changed = 12,
 }
 
 impl StackEnd {
     /// Every end, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ChainEnd,
         Self::TooDeep,
         Self::BadFramePointer,
@@ -52,7 +55,8 @@ impl StackEnd {
         Self::Gap,
         Self::UnsupportedRule,
         Self::BadStackPointer,
-        Self::NoScratch,
+        Self::ReturnProbe,
+        Self::Changed,
     ];
 
     /// The end with this number.

@@ -47,7 +47,8 @@ fn reason(end: Option<StackEnd>, file: Option<&str>) -> String {
         Some(StackEnd::Complete) => "complete",
         Some(StackEnd::Guessed) => "a frame was guessed by its frame pointer",
         Some(StackEnd::NoMapping) => "an address in no known mapping",
-        Some(StackEnd::NoScratch) => "no memory to unwind in",
+        Some(StackEnd::ReturnProbe) => "a return address that a return probe replaced",
+        Some(StackEnd::Changed) => "the stack or the mappings changed meanwhile",
         None => "unknown end of stack",
     };
     text.to_owned()
@@ -105,6 +106,8 @@ mod tests {
             StackEnd::NotStored,
             StackEnd::Guessed,
             StackEnd::NoMapping,
+            StackEnd::ReturnProbe,
+            StackEnd::Changed,
         ] {
             assert_eq!(text(end, path), text(end, None));
         }
