@@ -22,7 +22,10 @@ use crate::{
     target::code_files::CodeFiles,
 };
 
-use self::{completeness::completeness, self_check::CallCheck};
+use self::{
+    completeness::completeness,
+    self_check::{CallCheck, Looked},
+};
 
 pub use ages::{AgeFilter, BlockAges};
 
@@ -56,6 +59,7 @@ pub struct Sites {
 
 /// A stack whose frames were read from the kernel.
 struct KnownStack {
+    /// What to look up.
     places: Box<[FrameWord]>,
     end: Completeness,
     frames: Option<Arc<[Frame]>>,
@@ -110,25 +114,31 @@ impl Aggregator {
                 continue; // Just being written.
             }
             let depth = (record.depth as usize).min(record.frames.len());
-            let frames = record.frames[..depth].iter();
-            let mut places: Box<[FrameWord]> = frames.copied().map(FrameWord).collect();
-            if !self.symbolizer.locate(&mut places) && !fresh {
+            let mut stack = record.frames.map(FrameWord);
+            let stack = &mut stack[..depth];
+            if !self.symbolizer.locate(stack) && !fresh {
                 refresh(&mut self.symbolizer);
                 fresh = true;
-                self.symbolizer.locate(&mut places);
+                self.symbolizer.locate(stack);
             }
-            let known = self.learn(places, record.end);
+            let known = self.learn(stack, record.end);
             self.stacks.insert(*id, known);
         }
         Ok(())
     }
 
-    fn learn(&mut self, places: Box<[FrameWord]>, end: u32) -> KnownStack {
+    fn learn(&mut self, stack: &[FrameWord], end: u32) -> KnownStack {
+        let Looked {
+            places,
+            is_doubtful,
+        } = self.calls.look_at(stack);
         let last = places.last().copied();
         let file = last.and_then(|last| self.symbolizer.path(last));
-        let begins_thread = || self.symbolizer.begins_thread(&places);
+        let begins_thread = || last.is_some_and(|last| self.symbolizer.begins_thread(last));
         let end = completeness(StackEnd::from_number(end), begins_thread, || file);
-        self.calls.look_at(&places, end.is_complete());
+        if is_doubtful && end.is_complete() {
+            self.calls.doubt();
+        }
         KnownStack {
             places,
             end,

@@ -3,7 +3,7 @@
 //! where these, or frame pointers, were wrong.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::unix::fs::FileExt as _,
     sync::{Arc, Mutex},
 };
@@ -20,7 +20,17 @@ use crate::{
 pub struct CallCheck {
     code: Arc<Mutex<CodeFiles>>,
     verdicts: HashMap<FrameWord, Verdict>,
+    counted: HashSet<FrameWord>,
     result: SelfCheck,
+}
+
+/// A stack whose return addresses were looked at.
+pub struct Looked {
+    /// Where its code was: of callers a byte of the call, which may be the last
+    /// instruction of its function or line.
+    pub places: Box<[FrameWord]>,
+    /// A return address follows no call.
+    pub is_doubtful: bool,
 }
 
 /// What is at a return address.
@@ -43,25 +53,38 @@ impl CallCheck {
         Self {
             code,
             verdicts: HashMap::new(),
+            counted: HashSet::new(),
             result: SelfCheck::default(),
         }
     }
 
-    /// Looks at the return addresses of a stack.
-    pub fn look_at(&mut self, stack: &[FrameWord], is_complete: bool) {
-        let mut is_doubtful = false;
+    /// Looks at the return addresses of a stack, whose first frame is the probed
+    /// instruction.
+    pub fn look_at(&mut self, stack: &[FrameWord]) -> Looked {
+        let mut looked = Looked {
+            places: stack.into(),
+            is_doubtful: false,
+        };
         let mut was_interrupted = false;
-        // The first is the probed instruction.
-        for place in stack.iter().skip(1).filter(|place| place.file() != 0) {
-            if was_interrupted {
-                was_interrupted = false;
-                continue;
-            }
+        for place in looked.places.iter_mut().skip(1) {
             let verdict = self.verdict(*place);
-            is_doubtful |= verdict == Verdict::Elsewhere;
+            // A handler's frame is followed by what it interrupted, unless frame
+            // pointers led past that.
+            let is_call = verdict != Verdict::SignalReturn
+                && (!was_interrupted || verdict == Verdict::AfterCall);
             was_interrupted = verdict == Verdict::SignalReturn;
+            if is_call {
+                looked.is_doubtful |= verdict == Verdict::Elsewhere;
+                self.count(*place, verdict);
+                *place = place.before();
+            }
         }
-        self.result.doubtful_stacks += u64::from(is_doubtful && is_complete);
+        looked
+    }
+
+    /// Counts a stack that is complete all the same.
+    pub fn doubt(&mut self) {
+        self.result.doubtful_stacks += 1;
     }
 
     /// What was found so far.
@@ -75,10 +98,15 @@ impl CallCheck {
         }
         let verdict = self.read(place);
         self.verdicts.insert(place, verdict);
-        let is_counted = matches!(verdict, Verdict::AfterCall | Verdict::Elsewhere);
-        self.result.return_addresses += u64::from(is_counted);
-        self.result.after_call += u64::from(verdict == Verdict::AfterCall);
         verdict
+    }
+
+    /// Each return address once.
+    fn count(&mut self, place: FrameWord, verdict: Verdict) {
+        if verdict != Verdict::Unknown && self.counted.insert(place) {
+            self.result.return_addresses += 1;
+            self.result.after_call += u64::from(verdict == Verdict::AfterCall);
+        }
     }
 
     fn read(&self, place: FrameWord) -> Verdict {
@@ -87,20 +115,18 @@ impl CallCheck {
         let Some(image) = file.and_then(|file| file.image) else {
             return Verdict::Unknown;
         };
-        let mut before = [0; LONGEST_CALL];
+        let is_read = |code: &mut [u8], offset| image.file().read_exact_at(code, offset).is_ok();
         let mut after = [0; SIGNAL_RETURN.len()];
-        let start = place.offset().checked_sub(before.len() as u64);
-        let is_read =
-            start.is_some_and(|start| image.file().read_exact_at(&mut before, start).is_ok());
-        if !is_read {
-            return Verdict::Unknown;
+        if is_read(&mut after, place.offset()) && after == SIGNAL_RETURN {
+            return Verdict::SignalReturn;
         }
-        if ends_with_call(&before) {
-            return Verdict::AfterCall;
-        }
-        match image.file().read_exact_at(&mut after, place.offset()) {
-            Ok(()) if after == SIGNAL_RETURN => Verdict::SignalReturn,
-            _ => Verdict::Elsewhere,
+        let mut before = [0; LONGEST_CALL];
+        match place.offset().checked_sub(before.len() as u64) {
+            Some(start) if is_read(&mut before, start) => match ends_with_call(&before) {
+                true => Verdict::AfterCall,
+                false => Verdict::Elsewhere,
+            },
+            _ => Verdict::Unknown,
         }
     }
 }
@@ -140,9 +166,10 @@ mod tests {
     #[test]
     fn each_return_address_counts_once() {
         let mut check = check();
-        check.look_at(&[PROBED, CALLED, WRONG, CALLED], false);
-        check.look_at(&[PROBED, WRONG], false);
-        check.look_at(&[], true);
+        assert!(check.look_at(&[PROBED, CALLED, WRONG, CALLED]).is_doubtful);
+        assert!(check.look_at(&[PROBED, WRONG]).is_doubtful);
+        assert!(!check.look_at(&[PROBED, CALLED]).is_doubtful);
+        assert!(!check.look_at(&[]).is_doubtful);
         let expected = SelfCheck {
             return_addresses: 2,
             after_call: 1,
@@ -153,19 +180,17 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_stack_with_a_wrong_one_is_doubtful() {
-        let mut check = check();
-        check.look_at(&[PROBED, CALLED], true);
-        check.look_at(&[PROBED, CALLED, WRONG], false);
-        assert_eq!(check.result().doubtful_stacks, 0);
-        check.look_at(&[PROBED, CALLED, WRONG], true);
-        assert_eq!(check.result().doubtful_stacks, 1);
-    }
-
-    #[test]
     fn what_a_signal_interrupted_was_not_called() {
         let mut check = check();
-        check.look_at(&[PROBED, SIGNAL, WRONG, CALLED], true);
+        let looked = check.look_at(&[PROBED, SIGNAL, WRONG, CALLED]);
+        assert!(!looked.is_doubtful);
+        assert_eq!(*looked.places, [PROBED, SIGNAL, WRONG, CALLED.before()]);
+        let code = FrameWord::at_address(0x7000);
+        let looked = check.look_at(&[PROBED, SIGNAL, code, code]);
+        assert_eq!(*looked.places, [PROBED, SIGNAL, code, code.before()]);
+        // Frame pointers know nothing of what was interrupted.
+        let looked = check.look_at(&[PROBED, SIGNAL, CALLED]);
+        assert_eq!(*looked.places, [PROBED, SIGNAL, CALLED.before()]);
         let expected = SelfCheck {
             return_addresses: 1,
             after_call: 1,
@@ -177,7 +202,9 @@ mod tests {
     #[test]
     fn code_that_cannot_be_read_says_nothing() {
         let mut check = check();
-        check.look_at(&[&[PROBED], &UNKNOWN[..]].concat(), true);
+        let looked = check.look_at(&[&[PROBED], &UNKNOWN[..]].concat());
+        assert!(!looked.is_doubtful);
+        assert_eq!(looked.places[1..], UNKNOWN.map(FrameWord::before));
         assert_eq!(check.result(), SelfCheck::default());
         assert_eq!(check.result().share(), None);
     }

@@ -181,31 +181,25 @@ impl Symbolizer {
         all
     }
 
-    /// The functions of a stack: `frames[0]` is the probed instruction in the
-    /// watched function, the others are return addresses, from its caller
-    /// outwards. Inlined functions become frames of their own. Of return
-    /// addresses the byte before is looked up, since a call may be the last
-    /// instruction of its function or line; `file_offset` and `symbol_offset` are
-    /// those of that byte.
+    /// The functions of a stack: `places[0]` is the probed instruction in the
+    /// watched function, the others are in the calls of its callers, from it
+    /// outwards. Inlined functions become frames of their own.
     ///
     /// The first frames are [`FrameKind::Allocator`]: the watched function, and
     /// callers as long as they are allocation wrappers.
     #[must_use]
-    pub fn resolve_stack(&mut self, frames: &[FrameWord]) -> Arc<[Frame]> {
-        self.look_up(looked_up(frames));
-        self.assemble(frames)
+    pub fn resolve_stack(&mut self, places: &[FrameWord]) -> Arc<[Frame]> {
+        self.look_up(places);
+        self.assemble(places)
     }
 
-    /// Whether a stack's outermost frame is where its thread began: a function
-    /// of a known name (`_start`, `clone3`), the code at a program's entry
-    /// point, or a call after which the thread exits. The latter two also hold
-    /// where files are stripped, as most distributions' libc is.
+    /// Whether a place, a stack's outermost, is where its thread began: a
+    /// function of a known name (`_start`, `clone3`), the code at a program's
+    /// entry point, or a call after which the thread exits. The latter two also
+    /// hold where files are stripped, as most distributions' libc is.
     #[must_use]
-    pub fn begins_thread(&mut self, frames: &[FrameWord]) -> bool {
-        let Some(outermost) = looked_up(frames).last() else {
-            return false;
-        };
-        self.look_up([outermost]);
+    pub fn begins_thread(&mut self, outermost: FrameWord) -> bool {
+        self.look_up(&[outermost]);
         self.found(outermost).begins_thread
     }
 
@@ -228,9 +222,9 @@ impl Symbolizer {
     }
 
     /// Makes sure that every place that can be resolved is.
-    fn look_up(&mut self, places: impl IntoIterator<Item = FrameWord>) {
+    fn look_up(&mut self, places: &[FrameWord]) {
         let mut wanted: BTreeMap<FileNumber, BTreeSet<u64>> = BTreeMap::new();
-        for place in places {
+        for &place in places {
             if self.resolved(place).is_none() {
                 let file = FileNumber(place.file());
                 wanted.entry(file).or_default().insert(place.offset());
@@ -374,10 +368,10 @@ impl Symbolizer {
         })
     }
 
-    fn assemble(&self, stack: &[FrameWord]) -> Arc<[Frame]> {
-        let mut frames = Vec::with_capacity(stack.len());
+    fn assemble(&self, places: &[FrameWord]) -> Arc<[Frame]> {
+        let mut frames = Vec::with_capacity(places.len());
         let mut in_allocator = true;
-        for (position, place) in looked_up(stack).enumerate() {
+        for (position, &place) in places.iter().enumerate() {
             for frame in &*self.found(place).frames {
                 in_allocator &= position == 0
                     || frame
@@ -449,15 +443,6 @@ fn blank_frame(module: Option<&Arc<str>>, file_offset: u64) -> Frame {
         inlined: false,
         kind: FrameKind::Program,
     }
-}
-
-/// The places to look up for a stack's frames.
-fn looked_up(frames: &[FrameWord]) -> impl Iterator<Item = FrameWord> {
-    let place = |(position, frame): (usize, &FrameWord)| match position {
-        0 => *frame,
-        _ => frame.before(),
-    };
-    frames.iter().enumerate().map(place)
 }
 
 fn add_note(notes: &mut Vec<String>, note: String) {
