@@ -37,6 +37,23 @@ use leaktrace_common::function::{Cookie, FIXED};
 
 use crate::arch::Registers;
 
+/// Keeps a program's variables on the stack of the thread that it interrupts.
+///
+/// Since 6.13 the kernel gives a program with more than 64 bytes of them one
+/// stack a CPU, and trusts that no program is entered on a CPU where it already
+/// runs. For uprobes nothing sees to that: where the kernel preempts, another
+/// thread enters the program while the first one is in the middle of it, both
+/// write to the same stack, and the kernel follows wild pointers. A program that
+/// contains a tail call has no such stack. This one is never made: no probed
+/// instruction is at address 0.
+#[inline(always)]
+fn keep_to_the_threads_stack(registers: Registers) {
+    if registers.instruction_pointer() == 0 {
+        // SAFETY: the map is empty, so nothing would be called.
+        unsafe { maps::NO_PROGRAMS.tail_call(&registers, 0) };
+    }
+}
+
 /// The programs that come in two forms, one for each form of the live table.
 macro_rules! programs_with {
     ($table:ty, $enter:ident, $leave:ident, $thread_exit:ident) => {
@@ -46,14 +63,18 @@ macro_rules! programs_with {
         fn $enter(ctx: ProbeContext) -> u32 {
             // SAFETY: the kernel hands every uprobe program such a context.
             let cookie = unsafe { bpf_get_attach_cookie(ctx.regs.cast::<c_void>()) };
-            calls::enter::<$table>(Registers::new(ctx.regs), Cookie(cookie));
+            let registers = Registers::new(ctx.regs);
+            keep_to_the_threads_stack(registers);
+            calls::enter::<$table>(registers, Cookie(cookie));
             0
         }
 
         /// Return of every watched function that gives out memory.
         #[uretprobe]
         fn $leave(ctx: RetProbeContext) -> u32 {
-            calls::leave::<$table>(Registers::new(ctx.regs));
+            let registers = Registers::new(ctx.regs);
+            keep_to_the_threads_stack(registers);
+            calls::leave::<$table>(registers);
             0
         }
 
@@ -75,7 +96,9 @@ macro_rules! program_of {
         #[uprobe]
         fn $name(ctx: ProbeContext) -> u32 {
             const COOKIE: Cookie = Cookie(FIXED[$index].1.to_cookie());
-            calls::enter::<live::Hash>(Registers::new(ctx.regs), COOKIE);
+            let registers = Registers::new(ctx.regs);
+            keep_to_the_threads_stack(registers);
+            calls::enter::<live::Hash>(registers, COOKIE);
             0
         }
     };

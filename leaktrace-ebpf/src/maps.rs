@@ -3,7 +3,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap},
+    maps::{Array, HashMap, PerCpuArray, PerCpuHashMap, ProgramArray},
 };
 use leaktrace_common::{
     control::Control,
@@ -55,3 +55,7 @@ pub static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(1
 /// Calls seen by the estimate.
 #[map]
 pub static TALLY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Nothing: see `keep_to_the_threads_stack`.
+#[map]
+pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);

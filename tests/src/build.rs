@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     process::Command,
-    time::SystemTime,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -63,15 +62,15 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
     match name {
         "custom" => {
             let library = library("fixturealloc")?;
-            compile(&source, &program, &with_library(&library)?)?;
+            compile(&source, &program, &with_library(&library))?;
         }
         "partial" => {
             let library = library("partalloc")?;
-            compile(&source, &program, &with_library(&library)?)?;
+            compile(&source, &program, &with_library(&library))?;
         }
         "constructors" => {
             let library = library("constructed")?;
-            compile(&source, &program, &with_library(&library)?)?;
+            compile(&source, &program, &with_library(&library))?;
         }
         _ => compile(&source, &program, &[])?,
     }
@@ -90,11 +89,7 @@ pub fn is_built(name: &str) -> bool {
 /// When it does not compile.
 pub fn static_fixture(name: &str) -> Result<PathBuf> {
     let program = directory()?.join(format!("{name}-static"));
-    compile(
-        &sources().join(format!("{name}.c")),
-        &program,
-        &["-static".into()],
-    )?;
+    compile(&fixture_source(name), &program, &["-static".into()])?;
     Ok(program)
 }
 
@@ -104,11 +99,7 @@ pub fn static_fixture(name: &str) -> Result<PathBuf> {
 /// When it does not compile.
 pub fn fixture_32_bit(name: &str) -> Result<PathBuf> {
     let program = directory()?.join(format!("{name}-32"));
-    compile(
-        &sources().join(format!("{name}.c")),
-        &program,
-        &["-m32".into()],
-    )?;
+    compile(&fixture_source(name), &program, &["-m32".into()])?;
     Ok(program)
 }
 
@@ -129,6 +120,11 @@ pub fn can_make_32_bit() -> Result<bool> {
     Ok(output.is_ok_and(|output| output.status.success()))
 }
 
+/// The source of C fixture `name`.
+pub(crate) fn fixture_source(name: &str) -> PathBuf {
+    sources().join(format!("{name}.c"))
+}
+
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
@@ -147,7 +143,18 @@ pub fn target_directory() -> Result<PathBuf> {
         .with_context(|| format!("{} is not in cargo's target directory", program.display()))
 }
 
-fn directory() -> Result<PathBuf> {
+/// Where fixtures lie that were built elsewhere, for a machine without compilers
+/// and sources: `LEAKTRACE_FIXTURES`.
+fn prebuilt() -> Option<PathBuf> {
+    let directory = std::env::var_os("LEAKTRACE_FIXTURES")?;
+    (!directory.is_empty()).then(|| directory.into())
+}
+
+/// Where built fixtures lie.
+pub(crate) fn directory() -> Result<PathBuf> {
+    if let Some(directory) = prebuilt() {
+        return Ok(directory);
+    }
     let directory = target_directory()?.join("fixtures");
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     hand_over(&directory)?;
@@ -160,43 +167,61 @@ fn directory() -> Result<PathBuf> {
 /// When it does not compile.
 pub fn library(name: &str) -> Result<PathBuf> {
     let library = directory()?.join(format!("lib{name}.so"));
-    let flags = ["-shared", "-fPIC", "-ftls-model=initial-exec"].map(String::from);
-    compile(&sources().join(format!("{name}.c")), &library, &flags)?;
+    compile(&fixture_source(name), &library, &library_flags(name))?;
     Ok(library)
 }
 
-fn with_library(library: &Path) -> Result<Vec<String>> {
-    let directory = library
-        .parent()
-        .context("a library without a directory")?
-        .display();
-    Ok(vec![
-        library.display().to_string(),
-        format!("-Wl,-rpath,{directory}"),
-    ])
+/// Flags that make `libNAME.so`. Without a name of its own it would be looked for
+/// where it was built.
+pub(crate) fn library_flags(name: &str) -> Vec<String> {
+    let named = format!("-Wl,-soname,lib{name}.so");
+    ["-shared", "-fPIC", "-ftls-model=initial-exec", &named]
+        .map(String::from)
+        .into()
 }
 
-fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
+/// Flags that link a library which will lie beside the program.
+pub(crate) fn with_library(library: &Path) -> Vec<String> {
+    vec![
+        library.display().to_string(),
+        "-Wl,-rpath,$ORIGIN".to_owned(),
+    ]
+}
+
+/// Compiles `source` with the usual compiler of its language.
+pub(crate) fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
+    let extension = source.extension().and_then(|extension| extension.to_str());
+    let compiler = match extension {
+        Some("c") => "gcc",
+        Some("cpp") => "g++",
+        Some("rs") => "rustc",
+        Some("go") => "go",
+        _ => bail!("don't know how to build {}", source.display()),
+    };
+    compile_with(compiler, source, program, more)
+}
+
+/// Compiles `source`, if need be; `more` is for compilers of C and C++.
+pub(crate) fn compile_with(
+    compiler: &str,
+    source: &Path,
+    program: &Path,
+    more: &[String],
+) -> Result<()> {
     if is_fresh(program)? {
         return Ok(());
     }
-    let extension = source.extension().and_then(|extension| extension.to_str());
+    ensure!(
+        prebuilt().is_none(),
+        "{} was not built beforehand",
+        program.display()
+    );
     // Under a name of its own first: a build that is interrupted leaves nothing
     // that looks ready.
     let unfinished = program.with_extension(format!("{}.tmp", std::process::id()));
-    let mut command = match extension {
-        Some("c" | "cpp") => {
-            let mut command = Command::new(if extension == Some("c") { "gcc" } else { "g++" });
-            command
-                .args(C_FLAGS)
-                .arg("-o")
-                .arg(&unfinished)
-                .arg(source)
-                .args(more);
-            command
-        }
-        Some("rs") => {
-            let mut command = Command::new("rustc");
+    let mut command = Command::new(compiler);
+    match compiler {
+        "rustc" => {
             command.args([
                 "--edition=2024",
                 "-Copt-level=2",
@@ -204,17 +229,17 @@ fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
                 "-Cforce-frame-pointers=yes",
             ]);
             command.arg("-o").arg(&unfinished).arg(source);
-            command
         }
-        Some("go") => {
-            let mut command = Command::new("go");
+        "go" => {
             command.args(["build", "-o"]).arg(&unfinished).arg(source);
             command.env("CGO_ENABLED", "1").env("GO111MODULE", "off");
             command.env("GOCACHE", directory()?.join("go-cache"));
-            command
         }
-        _ => bail!("don't know how to build {}", source.display()),
-    };
+        _ => {
+            command.args(C_FLAGS).arg("-o").arg(&unfinished).arg(source);
+            command.args(more);
+        }
+    }
     let output = command
         .output()
         .with_context(|| format!("starting {command:?}"))?;
@@ -229,12 +254,16 @@ fn compile(source: &Path, program: &Path, more: &[String]) -> Result<()> {
 }
 
 /// Whether `program` is newer than everything it may be made of (all sources:
-/// they are few).
+/// they are few) and this file, which says how.
 fn is_fresh(program: &Path) -> Result<bool> {
     let Ok(built) = fs::metadata(program).and_then(|metadata| metadata.modified()) else {
         return Ok(false);
     };
-    let mut newest = SystemTime::UNIX_EPOCH;
+    if prebuilt().is_some() {
+        return Ok(true);
+    }
+    let how = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/build.rs");
+    let mut newest = fs::metadata(how)?.modified()?;
     for entry in fs::read_dir(sources()).context("listing the fixtures' sources")? {
         newest = newest.max(entry?.metadata()?.modified()?);
     }

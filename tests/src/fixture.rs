@@ -107,6 +107,32 @@ impl Start {
         Ok(self)
     }
 
+    /// Makes `root` its root directory, where it keeps its ledger too. The program's
+    /// path is one below that.
+    ///
+    /// # Errors
+    /// When the ledger's directory can't be made.
+    pub fn in_root(mut self, root: &Path) -> Result<Self> {
+        let ledger = tempfile::Builder::new()
+            .prefix("ledger-")
+            .tempdir_in(root)
+            .with_context(|| format!("making a directory in {}", root.display()))?;
+        let inside = Path::new("/").join(ledger.path().strip_prefix(root)?);
+        self.command.env("LEDGER", inside);
+        self.ledger = Some(ledger);
+        let root = std::ffi::CString::new(root.as_os_str().as_encoded_bytes())?;
+        let enter = move || {
+            // SAFETY: plain system calls with strings that end.
+            match unsafe { libc::chroot(root.as_ptr()) | libc::chdir(c"/".as_ptr()) } {
+                0 => Ok(()),
+                _ => Err(last_error()),
+            }
+        };
+        // SAFETY: between fork and exec it makes two system calls only.
+        unsafe { self.command.pre_exec(enter) };
+        Ok(self)
+    }
+
     /// Starts it and waits until it is ready.
     ///
     /// # Errors

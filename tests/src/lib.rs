@@ -19,3 +19,4 @@ pub mod speed;
 pub mod suite;
 pub mod terminal;
 pub mod tracer;
+pub mod userspaces;

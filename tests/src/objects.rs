@@ -1,9 +1,13 @@
 //! BPF programs, maps and links: which ones a process holds, and whether they
 //! still exist.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 /// What a BPF object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +27,12 @@ pub type Object = (Kind, u32);
 const BPF_PROG_GET_FD_BY_ID: i64 = 13;
 const BPF_MAP_GET_FD_BY_ID: i64 = 14;
 const BPF_LINK_GET_FD_BY_ID: i64 = 30;
+/// Those that give the next id of a kind.
+const BPF_PROG_GET_NEXT_ID: i64 = 11;
+const BPF_MAP_GET_NEXT_ID: i64 = 12;
+const BPF_LINK_GET_NEXT_ID: i64 = 31;
+/// Describes an object.
+const BPF_OBJ_GET_INFO_BY_FD: i64 = 15;
 
 /// Objects that process `pid` has descriptors of, from `/proc/PID/fdinfo`.
 ///
@@ -97,32 +107,105 @@ pub fn expect_gone(objects: &[Object]) -> Result<()> {
     Ok(())
 }
 
-fn exists((kind, id): Object) -> Result<bool> {
+/// Every object that there is on this machine.
+///
+/// # Errors
+/// When the kernel can't tell.
+pub fn all() -> Result<Vec<Object>> {
+    let mut objects = Vec::new();
+    for (kind, command) in [
+        (Kind::Program, BPF_PROG_GET_NEXT_ID),
+        (Kind::Map, BPF_MAP_GET_NEXT_ID),
+        (Kind::Link, BPF_LINK_GET_NEXT_ID),
+    ] {
+        let mut id = 0;
+        loop {
+            // union bpf_attr: start_id, next_id, open_flags.
+            let mut attributes = [id, 0, 0, 0];
+            match bpf(command, &mut attributes) {
+                Ok(_) => id = attributes[1],
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+                Err(error) => bail!("listing BPF objects: {error}"),
+            }
+            objects.push((kind, id));
+        }
+    }
+    objects.sort_unstable();
+    Ok(objects)
+}
+
+/// What the kernel says of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramInfo {
+    /// Its name, at most 15 bytes of it.
+    pub name: String,
+    /// How many instructions the verifier went through; `None` where the kernel
+    /// does not keep that (before 5.16).
+    pub verified_instructions: Option<u32>,
+}
+
+/// Asks the kernel about a program; `None` when it is gone.
+///
+/// # Errors
+/// When the kernel can't tell.
+pub fn program_info(id: u32) -> Result<Option<ProgramInfo>> {
+    /// Words of `struct bpf_prog_info` up to `verified_insns`, which is the last.
+    const WORDS: usize = 55;
+    const NAME: usize = 64;
+    let Some(descriptor) = open((Kind::Program, id))? else {
+        return Ok(None);
+    };
+    let mut info = [0_u32; WORDS];
+    let address = info.as_mut_ptr() as u64;
+    let (low, high) = (address as u32, (address >> 32) as u32);
+    let length = u32::try_from(size_of_val(&info))?;
+    let mut attributes = [u32::try_from(descriptor.as_raw_fd())?, length, low, high];
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)
+        .with_context(|| format!("asking about BPF program {id}"))?;
+    let bytes: Vec<u8> = info.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let name = bytes[NAME..NAME + 16].split(|byte| *byte == 0).next();
+    let verified = info[WORDS - 1];
+    Ok(Some(ProgramInfo {
+        name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
+        verified_instructions: (verified > 0).then_some(verified),
+    }))
+}
+
+fn exists(object: Object) -> Result<bool> {
+    Ok(open(object)?.is_some())
+}
+
+/// Opens an object by its id; `None` when it is gone.
+fn open((kind, id): Object) -> Result<Option<OwnedFd>> {
     let command = match kind {
         Kind::Program => BPF_PROG_GET_FD_BY_ID,
         Kind::Map => BPF_MAP_GET_FD_BY_ID,
         Kind::Link => BPF_LINK_GET_FD_BY_ID,
     };
     // union bpf_attr: the id comes first, then next_id and open_flags.
-    let attributes = [id, 0, 0, 0];
-    // SAFETY: the kernel reads `size` bytes of `attributes`.
-    let descriptor = unsafe {
+    match bpf(command, &mut [id, 0, 0, 0]) {
+        Ok(descriptor) => {
+            // SAFETY: the descriptor was just made and belongs to nobody else.
+            Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => bail!("opening BPF object {id}: {error}"),
+    }
+}
+
+fn bpf(command: i64, attributes: &mut [u32; 4]) -> std::io::Result<i32> {
+    // SAFETY: the kernel reads and writes `size` bytes of `attributes`; what they
+    // point to is the caller's, and as large as they say.
+    let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
-            attributes.as_ptr(),
-            size_of_val(&attributes),
+            attributes.as_mut_ptr(),
+            size_of_val(attributes),
         )
     };
-    if descriptor >= 0 {
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        unsafe { libc::close(i32::try_from(descriptor)?) };
-        return Ok(true);
+    match i32::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(std::io::Error::last_os_error()),
     }
-    let error = std::io::Error::last_os_error();
-    ensure!(
-        error.raw_os_error() == Some(libc::ENOENT),
-        "opening BPF object {id}: {error}"
-    );
-    Ok(false)
 }

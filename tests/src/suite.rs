@@ -1,7 +1,10 @@
 //! Runs the cases of one test file: one at a time, and never counts a case that
 //! could not run as passed.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::{
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -31,18 +34,22 @@ pub enum Need {
 pub struct Case {
     name: String,
     needs: &'static [Need],
-    run: fn() -> Result<()>,
+    run: Box<dyn Fn() -> Result<()> + Send>,
     /// Kernel features that leaktrace is to do without.
     without: String,
 }
 
 /// A case called `name` that runs where all of `needs` are met.
 #[must_use]
-pub fn case(name: &'static str, needs: &'static [Need], run: fn() -> Result<()>) -> Case {
+pub fn case(
+    name: &'static str,
+    needs: &'static [Need],
+    run: impl Fn() -> Result<()> + Send + 'static,
+) -> Case {
     Case {
         name: name.to_owned(),
         needs,
-        run,
+        run: Box::new(run),
         without: String::new(),
     }
 }
@@ -160,41 +167,57 @@ fn missing_compiler(compiler: &str, version: &str, fixture: &str) -> Option<Stri
     (!works && !build::is_built(fixture)).then(|| format!("{compiler} is not installed"))
 }
 
-/// Whether `LEAKTRACE_QUICK` asks for the short scale.
+/// How much work the cases do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scale {
+    /// As `Full`, and minutes where targets must live through tracing.
+    Long,
+    /// All of it: minutes a case.
+    Full,
+    /// Seconds a case.
+    Quick,
+    /// In an emulated machine, which is 10 to 20 times slower.
+    Guest,
+}
+
+/// What `LEAKTRACE_SCALE` asks for.
+fn scale() -> Scale {
+    match std::env::var("LEAKTRACE_SCALE").as_deref() {
+        Ok("long") => Scale::Long,
+        Ok("quick") => Scale::Quick,
+        Ok("guest") => Scale::Guest,
+        _ => Scale::Full,
+    }
+}
+
+/// Whether the short scale is asked for, or a shorter one.
 #[must_use]
 pub fn is_quick() -> bool {
-    is_set("LEAKTRACE_QUICK")
+    matches!(scale(), Scale::Quick | Scale::Guest)
 }
 
-fn is_set(variable: &str) -> bool {
-    std::env::var_os(variable).is_some_and(|value| !value.is_empty() && value != "0")
-}
-
-/// `quick` under `LEAKTRACE_QUICK`, else `full`.
+/// Whether the cases run in an emulated machine.
 #[must_use]
-pub fn scaled<T>(full: T, quick: T) -> T {
-    if is_quick() { quick } else { full }
+pub fn is_emulated() -> bool {
+    scale() == Scale::Guest
 }
 
-/// An amount of work that can also be made large.
-#[derive(Clone, Copy, Debug)]
-pub struct Scale<T> {
-    /// Under `LEAKTRACE_LONG`.
-    pub long: T,
-    /// Usually.
-    pub full: T,
-    /// Under `LEAKTRACE_QUICK`.
-    pub quick: T,
-}
-
-impl<T> Scale<T> {
-    /// The amount that is asked for.
-    #[must_use]
-    pub fn scaled(self) -> T {
-        if is_set("LEAKTRACE_LONG") {
-            self.long
-        } else {
-            scaled(self.full, self.quick)
-        }
+/// An amount of work, never of exactness: `full`, or `quick` where a short run is
+/// asked for, and a tenth of that in an emulated machine.
+#[must_use]
+pub fn scaled(full: u64, quick: u64) -> u64 {
+    match scale() {
+        Scale::Long | Scale::Full => full,
+        Scale::Quick => quick,
+        Scale::Guest => (quick / 10).max(2),
     }
+}
+
+/// How long a target must live through tracing.
+#[must_use]
+pub fn time_to_live() -> Duration {
+    Duration::from_secs(match scale() {
+        Scale::Long => 60,
+        _ => scaled(10, 2),
+    })
 }

@@ -16,10 +16,13 @@ use crate::{
     build, features,
     fixture::{last_error, wait_for},
     report::Report,
+    suite,
 };
 
 /// How long attaching, and ending with all outputs, may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+fn patience() -> Duration {
+    Duration::from_secs(if suite::is_emulated() { 180 } else { 60 })
+}
 
 /// The binary that is tested: `LEAKTRACE_BIN`, or the workspace's release build.
 #[must_use]
@@ -144,6 +147,7 @@ impl Start {
     }
 
     fn start_with(mut self, collect: bool) -> Result<Tracer> {
+        self.keep_tables_small();
         if collect {
             self.command.stdout(Stdio::piped());
         }
@@ -189,6 +193,19 @@ impl Start {
         })
     }
 
+    /// In an emulated machine it takes a second to clear the memory of tables that
+    /// no case there fills.
+    fn keep_tables_small(&mut self) {
+        let traces = |word: &OsStr| word == "attach" || word == "run";
+        let arguments = || self.command.get_args();
+        if suite::is_emulated()
+            && arguments().any(traces)
+            && !arguments().any(|word| word == "--max-blocks" || word == "--")
+        {
+            self.command.args(["--max-blocks", "100k"]);
+        }
+    }
+
     /// Starts it and waits until its probes are live.
     ///
     /// # Errors
@@ -229,7 +246,8 @@ impl Tracer {
     /// # Errors
     /// When leaktrace ends before, or takes too long.
     pub fn wait_for_line(&mut self, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let patience = patience();
+        let deadline = Instant::now() + patience;
         loop {
             match self
                 .errors
@@ -243,7 +261,7 @@ impl Tracer {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("not yet after {PATIENCE:?}; it said: {:#?}", self.said)
+                    bail!("not yet after {patience:?}; it said: {:#?}", self.said)
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!(
                     "leaktrace ended ({:?}); it said: {:#?}",
@@ -284,12 +302,24 @@ impl Tracer {
         self.ended()?.report()
     }
 
+    /// Ctrl-C, then the whole JSON report as it was written.
+    ///
+    /// # Errors
+    /// When it does not end with status 0 and a report.
+    pub fn json_report(mut self) -> Result<serde_json::Value> {
+        self.signal(libc::SIGINT)?;
+        let ended = self.ended()?;
+        ended.report()?;
+        let text = std::fs::read_to_string(ended.directory.path().join("report.json"))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
     /// Waits for its end.
     ///
     /// # Errors
     /// When it does not come in time.
     pub fn ended(mut self) -> Result<Ended> {
-        self.end_within(PATIENCE)
+        self.end_within(patience())
     }
 
     fn end_within(&mut self, patience: Duration) -> Result<Ended> {

@@ -52,7 +52,10 @@ fn room(calls: u64) -> String {
 fn mixed(threads: u64, calls: u64) -> Result<()> {
     let each = calls / threads;
     let arguments = [threads.to_string(), "500".into(), room(each)];
-    let mut fixture = Start::new("mixed", &arguments)?.with_ledger()?.start()?;
+    let mut fixture = Start::new("mixed", &arguments)?
+        .with_ledger()?
+        .nice()
+        .start()?;
     let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
     fixture.tell(&format!("ops {each}"))?;
     let report = tracer.report()?;

@@ -1,16 +1,13 @@
 //! Targets that a careless tracer kills live through being traced, do their
 //! work meanwhile, and are counted exactly.
 
-use std::{
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Result, ensure};
 use leaktrace_tests::{
     comparison::{check_exact, check_sums},
     fixture::Fixture,
-    suite::{self, Need, Scale, case},
+    suite::{self, Need, case},
     tracer,
 };
 
@@ -35,13 +32,6 @@ fn main() -> ExitCode {
     ])
 }
 
-/// How long each must live.
-const TIME: Scale<Duration> = Scale {
-    long: Duration::from_secs(60),
-    full: Duration::from_secs(10),
-    quick: Duration::from_secs(2),
-};
-
 /// Works under trace for some time; each round of work leaves `blocks` blocks of
 /// `size` bytes in function `keeps`.
 fn lives(name: &str, arguments: &[&str], size: u64, blocks: u64) -> Result<()> {
@@ -49,7 +39,7 @@ fn lives(name: &str, arguments: &[&str], size: u64, blocks: u64) -> Result<()> {
     // What is allocated once only is so before.
     fixture.tell("work")?;
     let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
-    let until = Instant::now() + TIME.scaled();
+    let until = Instant::now() + suite::time_to_live();
     let mut rounds = 0;
     while Instant::now() < until {
         fixture.tell("work")?;

@@ -253,7 +253,7 @@ fn interrupted_estimate(options: &[&str]) -> Result<()> {
 fn interrupted_early() -> Result<()> {
     let mut fixture = Fixture::start("leaver", &[])?;
     let before = memory::code(fixture.pid())?;
-    for milliseconds in (0..scaled(800, 300)).step_by(scaled(20, 60)) {
+    for milliseconds in (0..scaled(800, 300)).step_by(scaled(20, 60) as usize) {
         let mut tracer = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?
             .args(&["-o", "json:report.json"])
             .start()?;
@@ -286,7 +286,7 @@ fn killed_early() -> Result<()> {
     let mut fixture = Fixture::start("strict", &["filter"])?;
     let before = memory::code(fixture.pid())?;
     let mut moments: Vec<_> = (0..scaled(1000, 300))
-        .step_by(scaled(20, 60))
+        .step_by(scaled(20, 60) as usize)
         .map(Some)
         .collect();
     // While it has that child.

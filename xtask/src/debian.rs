@@ -10,6 +10,20 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{packages, process};
 
+/// An archive's suite whose index was read.
+pub struct Suite {
+    name: String,
+    apt: PrivateApt,
+}
+
+/// What asking for a suite came to.
+pub enum Opened {
+    /// Its index is there.
+    Suite(Suite),
+    /// The archive has it no more, or there is no archive, and why that is believed.
+    NotOffered(String),
+}
+
 /// What asking for packages came to.
 pub enum Fetched {
     /// The package files, in the directory that was given.
@@ -25,21 +39,79 @@ pub enum Fetched {
 /// # Errors
 /// They are offered but cannot be fetched.
 pub fn fetch(suite: &str, names: &[&str], dir: &Path) -> Result<Fetched> {
-    if !process::exists("apt-get") || !process::exists("dpkg") {
-        return Ok(Fetched::NotOffered(
-            "this machine has no apt-get".to_owned(),
-        ));
+    match Suite::open(suite, dir)? {
+        Opened::Suite(suite) => suite.download(names),
+        Opened::NotOffered(reason) => Ok(Fetched::NotOffered(reason)),
     }
-    let apt = PrivateApt::new(dir)?;
-    if let Some(reason) = apt.update(suite)? {
-        return Ok(Fetched::NotOffered(reason));
+}
+
+impl Suite {
+    /// Reads the index of a suite of the Debian archive that this machine uses.
+    /// `dir` is made and holds apt's files, and later the packages.
+    ///
+    /// # Errors
+    /// The archive has the suite, but its index cannot be read.
+    pub fn open(name: &str, dir: &Path) -> Result<Opened> {
+        if !process::exists("apt-get") || !process::exists("dpkg") {
+            let reason = "this machine has no apt-get".to_owned();
+            return Ok(Opened::NotOffered(reason));
+        }
+        let apt = PrivateApt::new(dir)?;
+        if let Some(reason) = apt.update(name)? {
+            return Ok(Opened::NotOffered(reason));
+        }
+        let name = name.to_owned();
+        Ok(Opened::Suite(Self { name, apt }))
     }
-    let list = names.join(", ");
-    process::say(&format!("fetching {list} from {suite}"));
-    Ok(match apt.download(names)? {
-        Some(packages) => Fetched::Packages(packages),
-        None => Fetched::NotOffered(format!("{suite} no longer has {list}")),
-    })
+
+    /// Names of its packages that begin with `prefix`, in no order.
+    ///
+    /// # Errors
+    /// apt-cache fails.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let mut command = self.apt.command("apt-cache", &["pkgnames", prefix]);
+        Ok(process::text(&mut command)?
+            .lines()
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Names of the packages in this suite that `package` depends on; none when
+    /// the suite has no such package.
+    ///
+    /// # Errors
+    /// apt-cache cannot be started.
+    pub fn dependencies(&self, package: &str) -> Result<Vec<String>> {
+        let depends = process::output(&mut self.apt.command("apt-cache", &["depends", package]))?;
+        Ok(dependencies(&String::from_utf8_lossy(&depends.stdout)))
+    }
+
+    /// Fetches packages, each named as apt wants it (`name` or `name=version`).
+    /// Those that an earlier call fetched are gone afterwards.
+    ///
+    /// # Errors
+    /// They are offered but cannot be fetched.
+    pub fn download(&self, names: &[&str]) -> Result<Fetched> {
+        let list = names.join(", ");
+        process::say(&format!("fetching {list} from {}", self.name));
+        Ok(match self.apt.download(names)? {
+            Some(packages) => Fetched::Packages(packages),
+            None => Fetched::NotOffered(format!("{} no longer has {list}", self.name)),
+        })
+    }
+}
+
+/// Reads what `apt-cache depends` prints; names in angle brackets are of packages
+/// that the suite does not have.
+fn dependencies(text: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| {
+            line.trim_start_matches([' ', '|'])
+                .strip_prefix("Depends: ")
+        })
+        .filter(|name| !name.starts_with('<'))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Unpacks a package below `root`.
@@ -66,8 +138,8 @@ impl PrivateApt {
         Ok(Self { dir: dir.into() })
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("apt-get");
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command.current_dir(&self.dir).env("LC_ALL", "C").arg("-q");
         let dirs = [
             ("Dir::Etc::sourcelist", "sources.list"),
@@ -108,7 +180,7 @@ impl PrivateApt {
                 keyring()?.display()
             );
             fs::write(self.dir.join("sources.list"), list).context("cannot write sources.list")?;
-            let update = process::output(&mut self.command(&["update"]))?;
+            let update = process::output(&mut self.command("apt-get", &["update"]))?;
             if update.status.success() {
                 return Ok(None);
             }
@@ -132,7 +204,7 @@ impl PrivateApt {
             fs::remove_file(&package)
                 .with_context(|| format!("cannot remove {}", package.display()))?;
         }
-        let mut download = self.command(&["download"]);
+        let mut download = self.command("apt-get", &["download"]);
         let download = process::output(download.args(names))?;
         let list = names.join(", ");
         if !download.status.success() {
@@ -219,5 +291,12 @@ mod tests {
         );
         assert_eq!(debian_address("Ubuntu noble http://four/ubuntu/"), None);
         assert_eq!(debian_address(""), None);
+    }
+
+    #[test]
+    fn dependencies_that_the_suite_lacks_are_left_out() {
+        let text = "linux-image-1-cloud\n  PreDepends: linux-base\n |Depends: <dracut>\n  \
+                    Depends: linux-binary-1-cloud\n  Breaks: <fwupdate>\n |Depends: kmod\n";
+        assert_eq!(dependencies(text), ["linux-binary-1-cloud", "kmod"]);
     }
 }

@@ -11,6 +11,8 @@ mod rust_src;
 mod rustc_wrapper;
 mod tests;
 mod toolchain;
+mod userspaces;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,8 @@ enum Chore {
     Bpf(bpf::Options),
     /// Run every test; the last line says how many passed, failed, were skipped.
     Test(tests::Options),
+    /// Run the end-to-end tests on other kernels, in emulated machines.
+    VmTest(vm::Options),
     /// Measure what tracing costs; prints tables with ratios.
     Bench(bench::Options),
     /// Trace a small program that leaks and make its flamegraph.
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
     let result = match arguments.chore {
         Chore::Bpf(options) => bpf::run(&options).map(|()| true),
         Chore::Test(options) => tests::run(&options),
+        Chore::VmTest(options) => vm::run(&options),
         Chore::Bench(options) => bench::run(&options).map(|()| true),
         Chore::Demo => demo::run().map(|()| true),
     };

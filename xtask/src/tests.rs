@@ -6,8 +6,8 @@
 //! against the release binary. A test that cannot run prints
 //! `NOT RUN: name: reason` and counts as ignored, never as passed.
 
-mod binaries;
-mod tally;
+pub mod binaries;
+pub mod tally;
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Read};
@@ -17,7 +17,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 
-use crate::{packages, process, project, toolchain};
+use crate::{packages, process, project, toolchain, userspaces};
 use binaries::Binary;
 use tally::Tally;
 
@@ -71,9 +71,9 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// Compilers for fixtures. Without one, its fixtures' tests say that they did
+/// Compilers and libraries for fixtures. Without one, its fixtures' tests say that they did
 /// not run, so a failure here is only said.
-fn install_compilers() {
+pub fn install_compilers() {
     let purpose = "the tests' fixtures";
     let has_32_bit = || {
         process::text(Command::new("gcc").args(["-m32", "-print-file-name=Scrt1.o"]))
@@ -84,12 +84,14 @@ fn install_compilers() {
         ("g++", process::exists("g++")),
         ("golang-go", process::exists("go")),
         ("gcc-multilib", has_32_bit()),
+        ("musl-tools", process::exists("musl-gcc")),
     ];
     for (package, is_there) in wanted {
         if !is_there && let Err(error) = packages::install(&[package], purpose) {
             process::say(&format!("going on without {package}: {error:#}"));
         }
     }
+    userspaces::fetch();
 }
 
 /// Builds leaktrace as it is shipped; returns the binary's path.
@@ -109,7 +111,10 @@ pub fn build_release() -> Result<PathBuf> {
 }
 
 /// Built now and by the caller, so that root needs no compilers.
-fn build_fixtures() -> Result<()> {
+///
+/// # Errors
+/// The program that builds them does not compile.
+pub fn build_fixtures() -> Result<()> {
     process::run(
         toolchain::cargo()
             .current_dir(project::root())
@@ -123,9 +128,12 @@ fn build_fixtures() -> Result<()> {
 fn environment(leaktrace: &std::path::Path, options: &Options) -> Vec<OsString> {
     let mut binary = OsString::from("LEAKTRACE_BIN=");
     binary.push(leaktrace);
-    let quick = format!("LEAKTRACE_QUICK={}", u8::from(options.quick));
-    let long = format!("LEAKTRACE_LONG={}", u8::from(options.long));
-    vec![binary, quick.into(), long.into()]
+    let scale = match (options.long, options.quick) {
+        (true, _) => "long",
+        (_, true) => "quick",
+        _ => "full",
+    };
+    vec![binary, format!("LEAKTRACE_SCALE={scale}").into()]
 }
 
 /// Why nothing can run as root here, if so.

@@ -6,7 +6,8 @@ pub const ADDRESS_BITS: u32 = 48;
 
 /// Where the kernel puts the trampoline of return probes unless that page is
 /// taken: the last page of the user address space (`xol_add_vma` in
-/// `kernel/events/uprobes.c`).
+/// `kernel/events/uprobes.c`) with page tables of four levels. With five it is found
+/// only by looking.
 pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
 
 /// Offsets from `rsp` of the interrupted registers in the frame of a signal:

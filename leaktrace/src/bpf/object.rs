@@ -316,6 +316,7 @@ impl MapSet {
             | Map::HashMap(data)
             | Map::PerCpuArray(data)
             | Map::PerCpuHashMap(data)
+            | Map::ProgramArray(data)
             | Map::RingBuf(data)) = map
             else {
                 bail!("the BPF object's map {name} is of an unexpected type");

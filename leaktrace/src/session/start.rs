@@ -117,6 +117,12 @@ impl Workbench {
         maps.control().set_target(pid, scope == Scope::Everyone);
         maps.control().set_execs(expected_execs);
         maps.control().set_sizes(options.sizes.0, options.sizes.1);
+        // It has the same place in every process unless that is taken, and the target
+        // may have none yet; leaktrace has, since it probed itself. Where that is
+        // depends on how large the machine's address spaces are.
+        if let Ok(own) = Process::own() {
+            find_trampoline(&maps, &own);
+        }
         self.tracer.attach_thread_events()?;
         let kind = self.calibration.link_kind;
         self.tracer.count_unseen_vforks(kind, scope)?;

@@ -2,14 +2,22 @@
 //! run as root need no compiler in root's `PATH`. Fixtures that don't build are
 //! named; the tests that use them say it again.
 
-use leaktrace_tests::build;
+use leaktrace_tests::{build, userspaces};
 
 fn main() {
     for source in build::SOURCES {
         let name = source.split('.').next().unwrap_or(source);
-        match build::fixture(name) {
-            Ok(path) => println!("{}", path.display()),
-            Err(error) => eprintln!("not built: {source}: {error:#}"),
-        }
+        say(source, build::fixture(name));
+    }
+    say("with an old library", userspaces::with_old_library("mixed"));
+    say("with musl", userspaces::with_musl("mixed"));
+    say("with static musl", userspaces::with_static_musl("sleeper"));
+    say("with endbr64", userspaces::custom_with_landing_pads());
+}
+
+fn say(what: &str, built: anyhow::Result<std::path::PathBuf>) {
+    match built {
+        Ok(path) => println!("{}", path.display()),
+        Err(error) => eprintln!("not built: {what}: {error:#}"),
     }
 }

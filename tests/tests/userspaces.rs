@@ -1,0 +1,118 @@
+//! Targets that other distributions built: the numbers are as exact as for the C
+//! library that the tests themselves were built with, or the refusal says why.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Result, ensure};
+use leaktrace_tests::{
+    comparison::{Expected, check_ledger, check_sums},
+    fixture::{Fixture, Start},
+    suite::{self, Need, NotHere, case, scaled},
+    tracer, userspaces,
+};
+
+fn main() -> ExitCode {
+    const C: &[Need] = &[Need::Tracing, Need::C];
+    suite::main(vec![
+        case("old_glibc_behind_a_chroot", C, old_library),
+        case("musl", C, musl),
+        case("static_musl_is_refused", C, static_musl),
+        case("functions_that_begin_with_endbr64", C, landing_pads),
+    ])
+}
+
+/// What can't be built is for lack of another system's library or compiler.
+fn built<T>(result: Result<T>) -> Result<T> {
+    result.map_err(|error| NotHere(format!("{error:#}")).into())
+}
+
+/// Arguments of `mixed` that leave room for a ledger of what [`work`] does.
+const MIXED: [&str; 3] = ["4", "500", "700000"];
+
+/// Attaches in the middle of the work of `mixed`, and compares.
+fn work(mut fixture: Fixture) -> Result<()> {
+    let calls = scaled(200_000, 50_000);
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
+    fixture.tell(&format!("ops {}", calls / 4))?;
+    let report = tracer.report()?;
+    fixture.tell("pause")?;
+    let truth = check_ledger(&report, fixture.ledger()?)?;
+    ensure!(
+        truth.calls >= calls / 2,
+        "only {} calls were traced",
+        truth.calls
+    );
+    ensure!(
+        truth.certain.len() == 100,
+        "only {} sites were seen",
+        truth.certain.len()
+    );
+    fixture.finish_well()
+}
+
+/// A process with another root directory and the C library of another release.
+fn old_library() -> Result<()> {
+    let root = built(userspaces::with_old_library("mixed"))?;
+    let fixture = Start::program(Path::new("/mixed"), &MIXED).in_root(&root)?;
+    let fixture = fixture.nice().start()?;
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", fixture.pid()))?;
+    // Before 2.34, threads were a library of their own.
+    ensure!(maps.contains("libpthread"), "not the old library: {maps}");
+    work(fixture)
+}
+
+fn musl() -> Result<()> {
+    let program = built(userspaces::with_musl("mixed"))?;
+    work(
+        Start::program(&program, &MIXED)
+            .with_ledger()?
+            .nice()
+            .start()?,
+    )
+}
+
+/// It has malloc inside; `doctor` says the same of it as `attach`.
+fn static_musl() -> Result<()> {
+    let program = built(userspaces::with_static_musl("sleeper"))?;
+    let fixture = Start::program::<&str>(&program, &[]).start()?;
+    let refused = tracer::Start::attach(fixture.pid())?.ended()?;
+    refused.expect_status(1)?;
+    let said = refused.stderr.join("\n");
+    let sentence = "maps no file with a known allocator";
+    ensure!(said.contains(sentence), "{said:?}");
+    ensure!(
+        said.contains("A statically linked program cannot be traced yet"),
+        "{said:?}"
+    );
+    let doctor = tracer::Start::bare(&["doctor", &fixture.pid().to_string()])?.ended()?;
+    ensure!(
+        doctor.stdout.contains("statically linked"),
+        "doctor says {:?}",
+        doctor.stdout
+    );
+    Ok(())
+}
+
+/// The choice of probe sites steps over that instruction.
+fn landing_pads() -> Result<()> {
+    let program = built(userspaces::custom_with_landing_pads())?;
+    let mut fixture = Start::program(&program, &["nested"]).start()?;
+    let mut tracer = tracer::Start::attach(fixture.pid())?.arg("-v").start()?;
+    // The C library has a malloc too. The instruction is four bytes long.
+    let wanted = "malloc libfixturealloc.so";
+    let line = tracer.wait_for_line(|line| line.starts_with(wanted))?;
+    ensure!(line.contains("entry at +4 "), "{line:?}");
+    tracer.wait_until_attached()?;
+    fixture.tell("play")?;
+    let report = tracer.report()?;
+    fixture.finish_well()?;
+    check_sums(&report)?;
+    ensure!(report.totals.exact, "{}", report.counters_text());
+    let held = [
+        ("zeroes", 100, 1),
+        ("resizes", 5000, 1),
+        ("resizes_array", 7000, 1),
+        ("aligns_out", 70, 1),
+    ];
+    Expected::of(&held).check(&report)
+}
