@@ -5,6 +5,7 @@ pub mod allocators;
 pub mod host;
 pub mod symbols;
 pub mod target;
+mod unwinding;
 
 use std::{
     fmt::Write as _,

@@ -5,7 +5,7 @@ use std::{
     os::fd::BorrowedFd,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{self, Receiver},
     },
     time::{Duration, Instant},
@@ -45,7 +45,10 @@ use crate::{
     report::{export::Format, quantity, summary, summary::SummaryOptions},
     say,
     symbolize::{self, Symbolizer},
-    target::{Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory},
+    target::{
+        Process, available, code_files::CodeFiles, cpu::CpuClock, mapping_watch::MappingWatch,
+        memory,
+    },
 };
 
 /// The loaded programs, and what is known of the kernel they run on.
@@ -186,7 +189,8 @@ pub fn observe(
     let process = Arc::new(process);
     let trampoline_found = find_trampoline(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
-    let mut symbolizer = symbolizer(&process);
+    let code = Arc::new(Mutex::new(CodeFiles::default()));
+    let mut symbolizer = symbolizer(&process, Arc::clone(&code));
     let (now, files) = mappings.current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
@@ -225,7 +229,7 @@ pub fn observe(
             memory_at_start,
             notes,
         },
-        aggregator: Aggregator::new(symbolizer),
+        aggregator: Aggregator::new(symbolizer, code),
         maps: live.maps,
         process: Arc::clone(&process),
         mappings,
@@ -342,10 +346,10 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
 }
 
 /// Separate debug files are looked for in the target's root as well.
-fn symbolizer(process: &Process) -> Symbolizer {
+fn symbolizer(process: &Process, code: Arc<Mutex<CodeFiles>>) -> Symbolizer {
     let mut options = symbolize::Options::new(allocator::is_allocation_wrapper);
     options.target_root = Some(format!("/proc/{}/root", process.pid()).into());
-    Symbolizer::new(options)
+    Symbolizer::new(options, code)
 }
 
 fn outputs(options: &TraceOptions, process: &Process, started: &jiff::Zoned) -> Outputs {
@@ -414,6 +418,9 @@ pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
     let _ = stream::write_all(out, text.as_bytes());
     for failure in &finished.failures {
         say!("leaktrace: {failure}");
+    }
+    if options.verbose {
+        say!("{}", messages::self_check(&finished.report.self_check));
     }
     match finished.report.end {
         Some(EndReason::Overhead { .. }) => Outcome::Refused,
