@@ -70,8 +70,8 @@ impl Tracer {
     /// At how many events since the trial the kernel did not run a program of
     /// ours, over all programs but the one for threads that end: that one only
     /// tidies up, for any process, and a record that it leaves is taken over by
-    /// the next thread of that number. Since 7.0 the kernel may preempt it, and
-    /// then leaves it out where other threads end.
+    /// the next thread of that number. Newer kernels (7.3) preempt it now and then, and
+    /// then leave it out where other threads end.
     ///
     /// # Errors
     /// When the kernel does not tell.
