@@ -25,6 +25,7 @@ use crate::{
 
 /// Traces a process until something ends it.
 pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
+    priority::die_first();
     let runtime = start::runtime()?;
     let _guard = runtime.enter();
     let mut signals = signals::own()?;
@@ -34,7 +35,6 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     progress.phase("reading symbols");
     let mut notes = Vec::new();
     let plan = plan(&process, &workbench, &mut notes)?;
-    start::explain(&plan, options);
     let kind = workbench.calibration.link_kind;
     if process.has_shadow_stack() && !workbench.features.has(Feature::ReturnsKeepShadowStack) {
         bail!(
@@ -45,12 +45,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         );
     }
     if process.seccomp() != 0 {
-        rehearsal::under_seccomp(
-            &options.object,
-            &workbench.features,
-            workbench.ability,
-            kind,
-        )?;
+        rehearsal::under_seccomp(&mut workbench.tracer, workbench.ability, kind)?;
     }
     let scope = if process.main_thread_ended() {
         Scope::Everyone
@@ -60,14 +55,24 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let mut own_system_rate = 0.0;
     if options.brake != Brake::Off || options.estimate_only {
         progress.phase("counting calls for half a second");
-        let (estimate, system_rate) = estimate(&mut workbench, &plan, &process, scope)?;
+        let (estimate, system_rate, entry_sites) =
+            estimate(&mut workbench, &plan, &process, scope)?;
+        let explain = || {
+            for line in start::explanation(&plan, &entry_sites, options) {
+                say!("{line}");
+            }
+        };
         own_system_rate = system_rate;
         if let Brake::Limit(limit) = options.brake
             && estimate.exceeds(options.brake)
             && !options.estimate_only
         {
+            explain();
             say!("{}", messages::refusal(&process.info(), &estimate, limit));
             return Ok(Outcome::Refused);
+        }
+        if options.estimate_only {
+            explain();
         }
         let said = messages::estimate(&process.info(), &estimate, options.brake);
         say!("{}", fitted_to_stderr(&said));
@@ -82,7 +87,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
     signals.tracing();
-    // Only now: on a busy machine, setting up would take long.
+    // Only now: on a busy machine, a nice leaktrace would take long to set up.
     priority::give_way();
     drop(progress);
     let subject = Subject {
@@ -111,15 +116,19 @@ fn plan(process: &Process, workbench: &Workbench, notes: &mut Vec<String>) -> Re
     Ok(plan)
 }
 
-/// What tracing would cost, and the target's system time per second.
+/// What tracing would cost, the target's system time per second, and where its
+/// calls were seen.
 fn estimate(
     workbench: &mut Workbench,
     plan: &Plan,
     process: &Process,
     scope: Scope,
-) -> Result<(Estimate, f64)> {
+) -> Result<(Estimate, f64, Vec<Vec<u64>>)> {
     let clock = CpuClock::open(process).context("reading the process's CPU time")?;
     let kind = workbench.calibration.link_kind;
     let tally = Tally::start(&mut workbench.tracer, kind, plan, scope, &clock)?;
-    tally.finish(&workbench.tracer, &clock, workbench.calibration.pair_cost)
+    let entry_sites = tally.attachment.entry_sites.clone();
+    let (estimate, system_rate) =
+        tally.finish(&workbench.tracer, &clock, workbench.calibration.pair_cost)?;
+    Ok((estimate, system_rate, entry_sites))
 }

@@ -67,7 +67,7 @@ pub fn calibrate(
     if files.is_empty() {
         return Ok(calibration);
     }
-    for link_kind in [preferred, LinkKind::Perf] {
+    for link_kind in kinds_to_try(preferred) {
         let (attachment, pair_cost) = measure(tracer, &files, link_kind, program)?;
         calibration
             .detaching
@@ -82,6 +82,12 @@ pub fn calibrate(
         "probes set on leaktrace itself were not hit: this kernel's uprobes don't work \
          (see `leaktrace doctor`)"
     )
+}
+
+/// The preferred kind of link, then the other one if there is another.
+fn kinds_to_try(preferred: LinkKind) -> impl Iterator<Item = LinkKind> {
+    let other = (preferred != LinkKind::Perf).then_some(LinkKind::Perf);
+    std::iter::once(preferred).chain(other)
 }
 
 impl Calibration {
@@ -159,4 +165,16 @@ fn one_round() -> Duration {
 fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_kind_of_link_is_tried_twice() {
+        use LinkKind::{Multi, Perf};
+        assert!(kinds_to_try(Multi).eq([Multi, Perf]));
+        assert!(kinds_to_try(Perf).eq([Perf]));
+    }
 }

@@ -55,7 +55,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let _guard = runtime.enter();
     let mut signals = signals.listen()?;
     let progress = Progress::start("looking at the command");
-    priority::give_way();
+    priority::die_first();
     let mut workbench = Workbench::set_up(options, false, &progress)?;
     let plan = Plan::of(&files, workbench.ability)?;
     if plan.files.is_empty() {
@@ -69,14 +69,9 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
                 .join(", ")
         );
     }
-    start::explain(&plan, options);
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
     drop(progress);
-    if child.outcome()?.is_some() {
-        say!("leaktrace: {}; there is no report", signals::NEVER_BEGAN);
-        return Ok(Outcome::Command(child.reap()?.exit_code()));
-    }
     signals.tracing();
     let mappings = MappingWatch::start(child.pid());
     if let Err(error) = child.go() {

@@ -196,16 +196,20 @@ pub fn observe(
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
-    let memory_line = messages::map_memory(workbench.map_memory, options.limits.max_blocks);
-    let lines = greeting(
+    let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
+    lines.push(messages::map_memory(
+        workbench.map_memory,
+        options.limits.max_blocks,
+    ));
+    lines.extend(greeting(
         &process,
         &plan,
         &live,
         &memory_at_start,
         &outputs,
         expected_execs > 0,
-    );
-    let greeted = say_aside(format!("{memory_line}\n{lines}"));
+    ));
+    let greeted = say_aside(lines.join("\n"));
     let pair_cost = workbench.calibration.pair_cost;
     let trace = TraceInfo {
         started: live.started,
@@ -274,7 +278,7 @@ fn greeting(
     memory: &crate::model::MemorySample,
     outputs: &Outputs,
     from_start: bool,
-) -> String {
+) -> Vec<String> {
     let info = process.info();
     let files = plan.file_names();
     let mut lines = vec![messages::attached(
@@ -288,7 +292,7 @@ fn greeting(
     }
     let directory = outputs.directory().map(Directory::path);
     lines.push(messages::how_to_end(directory, from_start));
-    lines.join("\n")
+    lines
 }
 
 /// Writes to stderr without waiting for it: probes are in, and a blocked
@@ -303,14 +307,13 @@ fn say_aside(text: String) -> Receiver<()> {
     written
 }
 
-/// Shows what was planned, with `-v`.
-pub fn explain(plan: &Plan, options: &TraceOptions) {
-    if options.verbose {
-        plan.explanations
-            .iter()
-            .chain(&plan.problems)
-            .for_each(|line| say!("{line}"));
+/// Where the probes are and what has none, with `-v`.
+pub fn explanation(plan: &Plan, entry_sites: &[Vec<u64>], options: &TraceOptions) -> Vec<String> {
+    if !options.verbose {
+        return Vec::new();
     }
+    let taken = plan.explain(entry_sites).into_iter().map(str::to_owned);
+    taken.chain(plan.problems.iter().cloned()).collect()
 }
 
 /// The runtime: one worker listens to signals while the main thread detaches and
