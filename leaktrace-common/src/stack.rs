@@ -34,13 +34,16 @@ pub enum StackEnd {
     /// The unwind tables led to a stack pointer that can't be one: not above the
     /// last, or not aligned.
     BadStackPointer = 10,
-    /// No memory to unwind in: too many programs were interrupted at once.
-    NoScratch = 11,
+    /// A return address that a return probe has replaced, of another tracer or
+    /// of a function that is watched: the real one is not known.
+    ReturnProbe = 11,
+    /// The stack or the mappings changed while it was walked.
+    Changed = 12,
 }
 
 impl StackEnd {
     /// Every end, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ChainEnd,
         Self::TooDeep,
         Self::BadFramePointer,
@@ -52,7 +55,8 @@ impl StackEnd {
         Self::Gap,
         Self::UnsupportedRule,
         Self::BadStackPointer,
-        Self::NoScratch,
+        Self::ReturnProbe,
+        Self::Changed,
     ];
 
     /// The end with this number.
@@ -75,8 +79,14 @@ pub struct StackRecord {
     pub end: u32,
     /// How many of `frames` are valid.
     pub depth: u32,
-    /// Addresses: frame 0 is the probed instruction in the watched function,
-    /// the others are return addresses, from the caller outwards.
+    /// The generation of the mappings that it was walked by.
+    pub mappings: u32,
+    /// Always 0.
+    pub padding: u32,
+    /// Frame 0 is the probed instruction in the watched function, the others
+    /// are return addresses, from the caller outwards: the number of the file
+    /// in the upper 16 bits with the offset there in the others, or an address
+    /// where the number is 0.
     pub frames: [u64; MAX_FRAMES],
 }
 
@@ -104,11 +114,13 @@ impl StackRecord {
         check: 0,
         end: 0,
         depth: 0,
+        mappings: 0,
+        padding: 0,
         frames: [0; MAX_FRAMES],
     };
 }
 
-const _: () = assert!(size_of::<StackRecord>() == 16 + 8 * MAX_FRAMES);
+const _: () = assert!(size_of::<StackRecord>() == 24 + 8 * MAX_FRAMES);
 const _: () = assert!(size_of::<StackSums>() == 40);
 
 #[cfg(feature = "user")]
