@@ -43,9 +43,12 @@ pub struct Control {
     /// How often a walk met an address that no mapping holds: userspace then
     /// looks for new mappings. Counts of several CPUs may be lost, changes not.
     pub unmapped: u32,
+    /// `CLOCK_MONOTONIC` at the exec that cleared `enabled`, nanoseconds; 0
+    /// before.
+    pub exec_ns: u64,
 }
 
-const _: () = assert!(size_of::<Control>() == 64);
+const _: () = assert!(size_of::<Control>() == 72);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

@@ -1,6 +1,6 @@
 //! Threads and processes that end, exec or fork.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use leaktrace_common::counter::Counter;
 
 use crate::{
@@ -39,10 +39,11 @@ pub fn exec() {
         // SAFETY: the array lives as long as the program; the target has one
         // thread left, so that nobody else changes these.
         unsafe {
-            if (*control).execs_left == 0 {
-                (*control).enabled = 0;
-            } else {
+            if (*control).execs_left > 0 {
                 (*control).execs_left -= 1;
+            } else if (*control).enabled != 0 {
+                (*control).exec_ns = bpf_ktime_get_ns();
+                (*control).enabled = 0;
             }
         }
     }

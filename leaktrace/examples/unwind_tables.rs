@@ -21,7 +21,7 @@ use std::{
 };
 
 use leaktrace::{
-    target::mapped_file::map_for_reading,
+    file_map,
     unwind::{
         self, Cache, FileTable, Source,
         cache::{Key, LIMIT, entry},
@@ -41,7 +41,7 @@ impl Source for OnDisk {
         &self.0
     }
     fn bytes(&self) -> io::Result<impl Deref<Target = [u8]>> {
-        map_for_reading(&File::open(&self.0)?)
+        file_map::map(&File::open(&self.0)?)
     }
 }
 

@@ -17,11 +17,13 @@ pub const SOURCES: &[&str] = &[
     "altstack.c",
     "constructors.c",
     "custom.c",
+    "deep.c",
     "family.cpp",
     "fibres.c",
     "growing.go",
     "leaver.c",
     "mixed.c",
+    "partial.c",
     "rules.c",
     "sites.rs",
     "sleeper.c",
@@ -61,6 +63,10 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
     match name {
         "custom" => {
             let library = library("fixturealloc")?;
+            compile(&source, &program, &with_library(&library)?)?;
+        }
+        "partial" => {
+            let library = library("partalloc")?;
             compile(&source, &program, &with_library(&library)?)?;
         }
         "constructors" => {

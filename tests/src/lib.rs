@@ -15,5 +15,7 @@ pub mod memory;
 pub mod objects;
 pub mod replay;
 pub mod report;
+pub mod speed;
 pub mod suite;
+pub mod terminal;
 pub mod tracer;

@@ -108,6 +108,8 @@ pub struct Stack {
     pub freed_blocks: u64,
     /// Age of its oldest live block, when ages were computed.
     pub oldest_age_ns: Option<u64>,
+    /// Why the walk ended.
+    pub end: String,
     /// From the allocating function outwards.
     pub frames: Vec<Frame>,
 }

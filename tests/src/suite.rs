@@ -163,11 +163,38 @@ fn missing_compiler(compiler: &str, version: &str, fixture: &str) -> Option<Stri
 /// Whether `LEAKTRACE_QUICK` asks for the short scale.
 #[must_use]
 pub fn is_quick() -> bool {
-    std::env::var_os("LEAKTRACE_QUICK").is_some_and(|value| !value.is_empty() && value != "0")
+    is_set("LEAKTRACE_QUICK")
+}
+
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty() && value != "0")
 }
 
 /// `quick` under `LEAKTRACE_QUICK`, else `full`.
 #[must_use]
 pub fn scaled<T>(full: T, quick: T) -> T {
     if is_quick() { quick } else { full }
+}
+
+/// An amount of work that can also be made large.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale<T> {
+    /// Under `LEAKTRACE_LONG`.
+    pub long: T,
+    /// Usually.
+    pub full: T,
+    /// Under `LEAKTRACE_QUICK`.
+    pub quick: T,
+}
+
+impl<T> Scale<T> {
+    /// The amount that is asked for.
+    #[must_use]
+    pub fn scaled(self) -> T {
+        if is_set("LEAKTRACE_LONG") {
+            self.long
+        } else {
+            scaled(self.full, self.quick)
+        }
+    }
 }

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         case("more_than_a_million_live_blocks", C, million),
         case("a_full_table_loses_blocks_and_says_so", C, full_table),
         case("a_full_stack_table_keeps_the_blocks", C, full_stack_table),
+        case("stacks_are_whole_up_to_127_callers", C, deep_stacks),
         case(
             "cxx_and_libc_wrappers_in_total",
             &[Need::Tracing, Need::Cxx],
@@ -197,6 +198,43 @@ fn full_stack_table() -> Result<()> {
         (allocated..=most).contains(&seen),
         "{seen} blocks reported of {allocated}"
     );
+    fixture.finish_well()
+}
+
+/// A stack has every caller, up to 127 besides the allocating function; a deeper
+/// one says that it is.
+fn deep_stacks() -> Result<()> {
+    const CALLERS: usize = 127;
+    let levels = [1, 2, 20, 100, 300];
+    let mut fixture = Fixture::start("deep", &[])?;
+    let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
+    for level in levels {
+        fixture.tell(&level.to_string())?;
+    }
+    let report = tracer.report()?;
+    check_exact(&report)?;
+    for level in levels {
+        let stack = report
+            .stacks
+            .iter()
+            .find(|stack| stack.live_bytes == level as u64)
+            .with_context(|| format!("no stack of {level} functions"))?;
+        let real = stack.frames.iter().filter(|frame| !frame.inlined);
+        let names: Vec<_> = real.map(|frame| frame.symbol.as_deref()).collect();
+        let callers = names[1..]
+            .iter()
+            .take_while(|name| **name == Some("descends"))
+            .count();
+        let wanted = level.min(CALLERS);
+        ensure!(callers == wanted, "{callers} of {level} callers: {names:?}");
+        ensure!(names.len() <= 1 + CALLERS, "{} frames", names.len());
+        let is_cut = stack.end == "deeper than 127 frames";
+        ensure!(
+            is_cut == (level >= CALLERS),
+            "the stack of {level} functions ends with {}",
+            stack.end
+        );
+    }
     fixture.finish_well()
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use leaktrace_tests::{
     comparison::{check_exact, check_sums},
     fixture::Fixture,
-    suite::{self, Need, case, scaled},
+    suite::{self, Need, Scale, case},
     tracer,
 };
 
@@ -35,14 +35,21 @@ fn main() -> ExitCode {
     ])
 }
 
-/// Works for 10 s under trace; each round of work leaves `blocks` blocks of
+/// How long each must live.
+const TIME: Scale<Duration> = Scale {
+    long: Duration::from_secs(60),
+    full: Duration::from_secs(10),
+    quick: Duration::from_secs(2),
+};
+
+/// Works under trace for some time; each round of work leaves `blocks` blocks of
 /// `size` bytes in function `keeps`.
 fn lives(name: &str, arguments: &[&str], size: u64, blocks: u64) -> Result<()> {
     let mut fixture = Fixture::start(name, arguments)?;
     // What is allocated once only is so before.
     fixture.tell("work")?;
     let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
-    let until = Instant::now() + scaled(Duration::from_secs(10), Duration::from_secs(2));
+    let until = Instant::now() + TIME.scaled();
     let mut rounds = 0;
     while Instant::now() < until {
         fixture.tell("work")?;

@@ -3,19 +3,25 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::{FileExt, PermissionsExt},
+    os::unix::{
+        fs::{FileExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
+    path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use leaktrace_tests::{
     build,
     comparison::{Expected, check_exact, check_sums},
     fixture::{Fixture, Start},
     memory, objects,
     report::Report,
-    suite::{self, Case, Need, case},
+    speed,
+    suite::{self, Case, Need, case, scaled},
+    terminal::only_child,
     tracer::{self, Tracer},
 };
 
@@ -47,6 +53,13 @@ fn ends() -> Vec<Case> {
         case("duration_ends_with_the_report", C, duration),
         case("closed_stdout_ends_with_the_report", C, closed_stdout),
         case("second_ctrl_c_leaves_at_once", C, second_signal),
+        case("ctrl_c_during_the_estimate_ends_at_once", C, || {
+            interrupted_estimate(&[])
+        }),
+        case("ctrl_c_during_a_mere_estimate_ends_at_once", C, || {
+            interrupted_estimate(&["--estimate"])
+        }),
+        case("ctrl_c_while_preparing_ends_at_once", C, interrupted_early),
         case("sigusr1_writes_and_goes_on", C, sigusr1),
     ]
 }
@@ -60,6 +73,7 @@ fn leftovers() -> Vec<Case> {
         killed_leaves_nothing(),
         killed_leaves_nothing().without("uprobe_multi"),
         killed_leaves_nothing().without_all(),
+        case("killed_while_preparing_leaves_nothing", C, killed_early),
         case("probes_go_at_once", C, probes_go_at_once),
         case("nothing_is_written_unless_asked", C, nothing_saved),
         case("reports_are_saved_in_a_new_directory", C, saved),
@@ -79,6 +93,12 @@ fn targets_that_leave() -> Vec<Case> {
             let other = build::fixture("sleeper")?;
             target_leaves(&format!("exec {}", other.display()), "target_exec")
         }),
+        case("calls_after_an_exec_do_not_count", C, || {
+            // It allocates at once, and ends.
+            let other = build::fixture("constructors")?;
+            target_leaves(&format!("exec {}", other.display()), "target_exec")
+        }),
+        case("an_exec_is_when_counting_ends", C, exec_edge),
     ]
 }
 
@@ -86,6 +106,7 @@ fn targets_that_leave() -> Vec<Case> {
 fn beside() -> Vec<Case> {
     vec![
         case("two_leaktraces_on_one_target", C, two_tracers),
+        case("functions_that_can_not_be_watched_are_named", C, unwatched),
         case("leaktrace_gives_way", C, gives_way),
         case("only_old_blocks_are_shown_on_request", C, min_age),
     ]
@@ -192,6 +213,135 @@ fn second_signal() -> Result<()> {
     fixture.finish_well()
 }
 
+/// How long leaving may take before anything is traced. The kernel takes probes
+/// of a process that exits out one after the other.
+const LEAVES: Duration = Duration::from_secs(1);
+
+/// While calls are counted for the estimate, there are probes, and no report.
+fn interrupted_estimate(options: &[&str]) -> Result<()> {
+    let mut fixture = Fixture::start("leaver", &[])?;
+    let pid = fixture.pid();
+    let before = memory::code(pid)?;
+    let mut tracer = tracer::Start::bare(&["attach", &pid.to_string()])?
+        .args(options)
+        .start()?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while memory::changed(&before, &memory::code(pid)?).is_empty() {
+        ensure!(Instant::now() < deadline, "no breakpoints");
+    }
+    let held = objects::held_by(tracer.pid())?;
+    tracer.signal(libc::SIGINT)?;
+    let ended = tracer.ended()?;
+    ended.expect_status(130)?;
+    ensure!(ended.took < LEAVES, "it took {:?}", ended.took);
+    let said = "leaktrace: ended by SIGINT before anything was traced; there is no report";
+    ensure!(
+        ended.stderr.last().is_some_and(|line| line.ends_with(said)),
+        "{:?}",
+        ended.stderr
+    );
+    ensure!(ended.files()?.is_empty(), "it wrote {:?}", ended.files()?);
+    objects::expect_gone(&held)?;
+    let left = memory::changed(&before, &memory::code(pid)?);
+    ensure!(left.is_empty(), "code is changed at {left:x?}");
+    fixture.finish_well()
+}
+
+/// At any moment before: nothing stays, and there is a report exactly when it
+/// says so by its status. (How long it takes is the kernel's matter where it is
+/// checking programs just then.)
+fn interrupted_early() -> Result<()> {
+    let mut fixture = Fixture::start("leaver", &[])?;
+    let before = memory::code(fixture.pid())?;
+    for milliseconds in (0..scaled(800, 300)).step_by(scaled(20, 60)) {
+        let mut tracer = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?
+            .args(&["-o", "json:report.json"])
+            .start()?;
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        tracer.signal(libc::SIGINT)?;
+        let ended = tracer.ended()?;
+        let when = format!("interrupted after {milliseconds} ms");
+        let files = ended.files()?.len();
+        match (ended.status.code(), ended.status.signal()) {
+            // Before it has begun to listen.
+            (None, Some(libc::SIGINT)) | (Some(130), None) => {
+                ensure!(files == 0, "{when}, it wrote {:?}", ended.files()?);
+            }
+            (Some(0), None) => ensure!(files == 1, "{when}, it wrote {:?}", ended.files()?),
+            _ => bail!(
+                "{when}, it ended with {}: {:#?}",
+                ended.status,
+                ended.stderr
+            ),
+        }
+        let left = memory::changed(&before, &memory::code(fixture.pid())?);
+        ensure!(left.is_empty(), "{when}, code is changed at {left:x?}");
+    }
+    fixture.finish_well()
+}
+
+/// A target under seccomp takes most preparing: a child of leaktrace's own goes
+/// first.
+fn killed_early() -> Result<()> {
+    let mut fixture = Fixture::start("strict", &["filter"])?;
+    let before = memory::code(fixture.pid())?;
+    let mut moments: Vec<_> = (0..scaled(1000, 300))
+        .step_by(scaled(20, 60))
+        .map(Some)
+        .collect();
+    // While it has that child.
+    moments.extend([None; 3]);
+    for moment in moments {
+        let mut start = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?;
+        // A process that is left would hold a pipe's end.
+        start.command().stdout(Stdio::null());
+        let mut tracer = start.start_with_own_stdout()?;
+        let directory = fs::read_link(format!("/proc/{}/cwd", tracer.pid()))?;
+        match moment {
+            Some(milliseconds) => std::thread::sleep(Duration::from_millis(milliseconds)),
+            None => {
+                while only_child(tracer.pid()).is_err() {
+                    tracer.signal(0)?;
+                }
+            }
+        }
+        let ended = tracer.kill()?;
+        let when = format!("killed after {moment:?} ms");
+        ensure!(
+            ended.files()?.is_empty(),
+            "{when}, it left {:?}",
+            ended.files()?
+        );
+        let left = memory::changed(&before, &memory::code(fixture.pid())?);
+        ensure!(left.is_empty(), "{when}, code is changed at {left:x?}");
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            let children = processes_in(&directory)?;
+            if children.is_empty() {
+                break;
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{when}, it left processes {children:?}"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    fixture.finish_well()
+}
+
+/// Processes whose working directory this is.
+fn processes_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut processes = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        if fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == directory) {
+            processes.push(path);
+        }
+    }
+    Ok(processes)
+}
+
 fn sigusr1() -> Result<()> {
     let (mut fixture, mut tracer) = attached_leaver()?;
     tracer.signal(libc::SIGUSR1)?;
@@ -232,6 +382,7 @@ fn killed_leaves_nothing() -> Case {
 fn leaves_nothing(signal: i32) -> Result<()> {
     let mut fixture = Fixture::start("tight", &[])?;
     let before = memory::code(fixture.pid())?;
+    let pair_fs = fixture.number("speed")?;
     let mut tracer = tracer::Start::attach(fixture.pid())?.attached()?;
     fixture.tell("tight")?;
     let held = objects::held_by(tracer.pid())?;
@@ -260,6 +411,8 @@ fn leaves_nothing(signal: i32) -> Result<()> {
         ensure!(Instant::now() < deadline, "the target stands still");
         std::thread::sleep(Duration::from_millis(20));
     }
+    fixture.tell("idle")?;
+    speed::expect_regained(&mut fixture, pair_fs)?;
     let files = ended.files()?;
     if signal == libc::SIGKILL {
         ensure!(files.is_empty(), "left behind: {files:?}");
@@ -388,8 +541,43 @@ fn target_leaves(command: &str, reason: &str) -> Result<()> {
     check_sums(&report)?;
     ensure!(end_reason(&report)? == reason, "{:?}", report.end);
     Expected::of(&[("keeps", 1000, 10)]).check(&report)?;
+    ensure!(report.totals.alloc_blocks == 10, "{:?}", report.totals);
     ensure!(report.symbols().contains("main"), "{:?}", report.symbols());
     Ok(())
+}
+
+/// The report says to the moment until when it counted, although leaktrace wakes
+/// a while after the exec.
+fn exec_edge() -> Result<()> {
+    for _ in 0..4 {
+        let (mut fixture, tracer) = attached_leaver()?;
+        let other = build::fixture("sleeper")?;
+        let before = fixture.number(&format!("exec {}", other.display()))?;
+        fixture.expect("ready")?;
+        let after = monotonic_ns();
+        let report = tracer.ended()?.report()?;
+        ten_blocks(&report)?;
+        ensure!(end_reason(&report)? == "target_exec", "{:?}", report.end);
+        let disabled = report.disabled_ns.context("no end")?;
+        ensure!(
+            (before..=after).contains(&disabled),
+            "counted until {disabled}, the exec was between {before} and {after}"
+        );
+        let uncertainty = report.disabled_uncertainty_ns;
+        ensure!(uncertainty == Some(0), "uncertain by {uncertainty:?} ns");
+        fixture.finish_well()?;
+    }
+    Ok(())
+}
+
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: fills in our own structure.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
 /// Both see everything, and neither disturbs the other.
@@ -408,6 +596,38 @@ fn two_tracers() -> Result<()> {
     for report in [first, second] {
         leaktrace_tests::comparison::check_ledger(&report, fixture.ledger()?)?;
     }
+    fixture.finish_well()
+}
+
+/// One address under two names with different arguments can't be watched: the
+/// rest is, and the report says what is missing and that it may matter.
+fn unwatched() -> Result<()> {
+    let mut fixture = Fixture::start("partial", &[])?;
+    let mut tracer = tracer::Start::attach(fixture.pid())?.attached()?;
+    fixture.tell("allocate")?;
+    tracer.signal(libc::SIGINT)?;
+    let ended = tracer.ended()?;
+    let report = ended.report()?;
+    Expected::of(&[("keeps", 1000, 10)]).check(&report)?;
+    ensure!(
+        report.counter("unwatched_function")? == 1,
+        "{}",
+        report.counters_text()
+    );
+    ensure!(
+        !report.totals.exact && report.totals.inexact == 1,
+        "{:?}",
+        report.totals
+    );
+    let named = "memalign/valloc in libpartalloc.so is not watched: ";
+    for text in [&ended.stdout, &report.notes.join("\n")] {
+        ensure!(text.contains(named), "{named:?} is missing in {text}");
+    }
+    ensure!(
+        ended.stdout.contains("Totals are inexact"),
+        "{}",
+        ended.stdout
+    );
     fixture.finish_well()
 }
 

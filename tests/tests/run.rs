@@ -2,15 +2,20 @@
 //! there.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
+    os::fd::AsRawFd,
     process::{ExitCode, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
     build,
     comparison::{Expected, check_exact},
+    fixture::last_error,
+    report::Report,
     suite::{self, Need, case},
+    terminal::{only_child, wait_for_state},
     tracer::{Ended, Start},
 };
 
@@ -38,6 +43,19 @@ fn main() -> ExitCode {
         ),
         case("own_failure_is_125", &[Need::Tracing], own_failure),
         case("duration_ends_the_trace_not_the_command", C, duration),
+        case("exec_of_the_command_ends_the_trace", C, exec),
+        case("ctrl_c_before_the_command_begins", C, interrupted_early),
+        case("a_signal_after_the_end_does_not_cost_the_report", C, || {
+            signals_while_reporting(Signals::OneAfterTheEnd)
+        }),
+        case("a_second_signal_after_the_end_leaves_at_once", C, || {
+            signals_while_reporting(Signals::TwoAfterTheEnd)
+        }),
+        case(
+            "a_signal_after_the_one_that_ended_leaves_at_once",
+            C,
+            || signals_while_reporting(Signals::OneBeforeAndOneAfter),
+        ),
         case("report_on_stdout_is_printed_once", C, printed_once),
         case("script_for_env_is_traced_as_what_it_names", C, env_script),
         case(
@@ -126,7 +144,7 @@ fn signals() -> Result<()> {
         let mut tracer = Start::run(&[], &command(&["wait"])?)?.start()?;
         tracer.wait_until_attached()?;
         // It catches signals once it is in main.
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(500));
         tracer.signal(signal)?;
         let ended = tracer.ended()?;
         ended.expect_status(40 + signal)?;
@@ -257,6 +275,100 @@ fn exec_other() -> Result<()> {
     }
     Ok(())
 }
+
+/// What the command's own exec makes of it is another program: none of its
+/// calls count, and its status is still passed on.
+fn exec() -> Result<()> {
+    let program = build::fixture("constructors")?;
+    let script = format!("exec {} exit 5", program.display());
+    let ended = Start::run(&[], &["sh", "-c", &script])?.ended()?;
+    ended.expect_status(5)?;
+    let report = ended.report_whatever_status()?;
+    check_exact(&report)?;
+    let reason = report.end.as_ref().map(|end| end.reason.as_str());
+    ensure!(reason == Some("target_exec"), "{:?}", report.end);
+    for name in ["library_keeps", "program_keeps", "main_keeps"] {
+        ensure!(!report.symbols().contains(name), "{name} was counted");
+    }
+    Ok(())
+}
+
+/// leaktrace prepares while its command waits: that never begins.
+fn interrupted_early() -> Result<()> {
+    let mut tracer = Start::run(&[], &command(&["copy"])?)?.start()?;
+    let deadline = Instant::now() + PATIENCE;
+    while only_child(tracer.pid()).is_err() {
+        ensure!(Instant::now() < deadline, "it starts no command");
+    }
+    // It takes the command's signals right after.
+    std::thread::sleep(Duration::from_millis(20));
+    tracer.signal(libc::SIGINT)?;
+    let ended = tracer.ended()?;
+    ended.expect_status(130)?;
+    let said = "leaktrace: the command was ended before it began; there is no report";
+    ensure!(
+        ended.stderr.iter().any(|line| line == said),
+        "{:?}",
+        ended.stderr
+    );
+    ensure!(ended.took < Duration::from_secs(1), "{:?}", ended.took);
+    ensure!(ended.files()?.is_empty(), "it wrote {:?}", ended.files()?);
+    Ok(())
+}
+
+/// When signals come, of which the command has ended or might have.
+#[derive(Clone, Copy, PartialEq)]
+enum Signals {
+    OneAfterTheEnd,
+    TwoAfterTheEnd,
+    OneBeforeAndOneAfter,
+}
+
+/// The report goes to a pipe that nobody reads for a while, so it takes long.
+fn signals_while_reporting(signals: Signals) -> Result<()> {
+    let (mut reader, writer) = std::io::pipe()?;
+    // SAFETY: a plain system call on our own descriptor.
+    let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    ensure!(size > 0, "{}", last_error());
+    let command = match signals {
+        Signals::OneBeforeAndOneAfter => command(&["wait"])?,
+        _ => command(&["exit", "7"])?,
+    };
+    let arguments = ["run", "-o", "json:-", "-q", "--"];
+    let mut start =
+        Start::bare(&arguments)?.args(&command.iter().map(String::as_str).collect::<Vec<_>>());
+    start.command().stdout(Stdio::from(writer));
+    let mut tracer = start.start_with_own_stdout()?;
+    tracer.wait_until_attached()?;
+    if signals == Signals::OneBeforeAndOneAfter {
+        // It catches signals once it is in main.
+        std::thread::sleep(Duration::from_millis(500));
+        tracer.signal(libc::SIGINT)?;
+    }
+    wait_for_state(only_child(tracer.pid())?, 'Z')?;
+    // leaktrace notices, and gets stuck with its report.
+    std::thread::sleep(Duration::from_millis(700));
+    tracer.signal(libc::SIGINT)?;
+    if signals == Signals::OneBeforeAndOneAfter {
+        return tracer.ended()?.expect_status(130);
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    if signals == Signals::TwoAfterTheEnd {
+        tracer.signal(libc::SIGINT)?;
+        return tracer.ended()?.expect_status(130);
+    }
+    let mut text = String::new();
+    let reading = std::thread::spawn(move || reader.read_to_string(&mut text).map(|_| text));
+    let ended = tracer.ended()?;
+    ended.expect_status(7)?;
+    let text = reading.join().map_err(|_| anyhow::anyhow!("no text"))??;
+    let report: Report = serde_json::from_str(&text).context("half a report")?;
+    ensure!(report.totals.alloc_blocks == 7, "{:?}", report.totals);
+    Ok(())
+}
+
+/// How long leaktrace may take to start its command.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// After `--duration` the probes are gone, the command goes on, and its status
 /// is still passed on.

@@ -27,6 +27,10 @@ pub struct Options {
     /// The short scale: seconds instead of minutes a test.
     #[arg(long)]
     quick: bool,
+    /// The long scale for tests of targets that must live through tracing: a
+    /// minute each instead of ten seconds.
+    #[arg(long, conflicts_with = "quick")]
+    long: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
 }
@@ -120,7 +124,8 @@ fn environment(leaktrace: &std::path::Path, options: &Options) -> Vec<OsString> 
     let mut binary = OsString::from("LEAKTRACE_BIN=");
     binary.push(leaktrace);
     let quick = format!("LEAKTRACE_QUICK={}", u8::from(options.quick));
-    vec![binary, quick.into()]
+    let long = format!("LEAKTRACE_LONG={}", u8::from(options.long));
+    vec![binary, quick.into(), long.into()]
 }
 
 /// Why nothing can run as root here, if so.

@@ -104,6 +104,18 @@ impl ControlPage {
             latest_ns,
         }
     }
+
+    /// When an exec of the target ended the counting, if one has.
+    pub fn exec_edge(&self) -> Option<Edge> {
+        let place = field!(exec_ns)(self.record.as_ptr());
+        // SAFETY: the mapping is at least as large as the record and lives as
+        // long as self.
+        let at = unsafe { place.read_volatile() };
+        (at != 0).then_some(Edge {
+            earliest_ns: at,
+            latest_ns: at,
+        })
+    }
 }
 
 impl Drop for ControlPage {

@@ -19,6 +19,10 @@ pub const PASSED_ON: [i32; 5] = [
     libc::SIGUSR2,
 ];
 
+/// Signals that stop jobs, as a shell's user sees it: Ctrl-Z, and a background
+/// job that uses its terminal. Other than SIGSTOP they can be taken.
+pub const JOB_STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
 /// Signals as things to read instead of interruptions, with their senders
 /// (signalfd(2)).
 #[derive(Debug)]
@@ -120,7 +124,8 @@ impl Received {
     /// from what was sent to leaktrace alone.)
     #[must_use]
     pub fn is_meant_for(&self, command: u32) -> bool {
-        PASSED_ON.contains(&self.signal) && self.code != libc::SI_KERNEL && self.sender != command
+        let is_known = PASSED_ON.contains(&self.signal) || JOB_STOPS.contains(&self.signal);
+        is_known && self.code != libc::SI_KERNEL && self.sender != command
     }
 }
 
@@ -144,6 +149,11 @@ mod tests {
         assert!(!terminal.is_meant_for(42));
         let own_group = Received { sender: 42, ..kill };
         assert!(!own_group.is_meant_for(42));
+        let stop = Received {
+            signal: libc::SIGTSTP,
+            ..kill
+        };
+        assert!(stop.is_meant_for(42));
         let report = Received {
             signal: libc::SIGUSR1,
             ..kill

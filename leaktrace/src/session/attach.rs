@@ -71,7 +71,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         }
         let said = messages::estimate(&process.info(), &estimate, options.brake);
         say!("{}", fitted_to_stderr(&said));
-        if options.estimate_only || signals.end_requested() {
+        if options.estimate_only {
             return Ok(Outcome::Reported);
         }
     }
@@ -81,6 +81,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     mappings.current(&process);
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
+    signals.tracing();
     // Only now: on a busy machine, setting up would take long.
     priority::give_way();
     drop(progress);

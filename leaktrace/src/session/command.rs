@@ -8,7 +8,7 @@ use super::{
     Launch, TraceOptions, messages,
     plan::Plan,
     progress::Progress,
-    signals::{self, Signals},
+    signals,
     start::{self, Subject, Workbench},
 };
 use crate::{
@@ -50,9 +50,10 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
         Ok(child) => child,
         Err(error) => return refused_launch(&error),
     };
-    let mut signals = signals::of_command(&child)?;
+    let signals = signals::of_command(&child)?;
     let runtime = start::runtime()?;
     let _guard = runtime.enter();
+    let mut signals = signals.listen()?;
     let progress = Progress::start("looking at the command");
     priority::give_way();
     let mut workbench = Workbench::set_up(options, false, &progress)?;
@@ -72,6 +73,11 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
     drop(progress);
+    if child.outcome()?.is_some() {
+        say!("leaktrace: {}; there is no report", signals::NEVER_BEGAN);
+        return Ok(Outcome::Command(child.reap()?.exit_code()));
+    }
+    signals.tracing();
     let mappings = MappingWatch::start(child.pid());
     if let Err(error) = child.go() {
         return refused_launch(&error);
@@ -100,10 +106,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
         }
         _ => None,
     };
-    if finished.is_ok_and(|it| it.report.end == Some(EndReason::Signal("SIGTSTP"))) {
-        // The command was stopped with us; the shell is to see that.
-        signals::stop_as_asked();
-    }
+    signals.over(&child);
     if child.outcome()?.is_none()
         && let Ok(now) = Process::of_child(child.pid(), &path)
     {
@@ -112,7 +115,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
         }
         say!("{}", messages::waiting(&now.info()));
     }
-    let ended = runtime.block_on(wait(&mut child, &mut signals))?;
+    let ended = child.reap()?.exit_code();
     Ok(if refused {
         Outcome::Refused
     } else {
@@ -132,15 +135,4 @@ fn command(launch: &Launch) -> Result<Command> {
 fn refused_launch(error: &LaunchError) -> Result<Outcome> {
     say!("leaktrace: {error}");
     Ok(Outcome::Command(error.exit_code()))
-}
-
-/// Waits for the command's end, passing signals on.
-async fn wait(child: &mut Child, signals: &mut Signals) -> Result<u8> {
-    while child.outcome()?.is_none() {
-        tokio::select! {
-            _ = signals.next() => {}
-            () = tokio::time::sleep(std::time::Duration::from_millis(50)) => {}
-        }
-    }
-    Ok(child.reap()?.exit_code())
 }

@@ -119,6 +119,8 @@ impl FilteredChild {
         }
         if pid == 0 {
             let (go, answer) = (raw(&go_read), raw(&answer_write));
+            // While this is open here, the end of leaktrace would not be noticed.
+            drop(go_write);
             // SAFETY: as above; never returns.
             unsafe { child(go, answer, &filter) }
         }

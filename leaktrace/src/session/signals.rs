@@ -1,11 +1,24 @@
-//! Signals that end a trace, or make it write its files.
+//! Signals that end a trace, make it write its files, or stop its job.
+//!
+//! A task hears them at any time, also while the main thread is busy.
 
-use crate::launch::{
-    Child,
-    signals::{PASSED_ON, SignalQueue},
+use crate::{
+    launch::{
+        Child,
+        signals::{JOB_STOPS, PASSED_ON, Received, SignalQueue},
+    },
+    say,
 };
 use anyhow::{Context as _, Result};
-use std::os::fd::{AsFd as _, OwnedFd};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Signal, pidfd_send_signal},
+};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -15,8 +28,8 @@ use tokio::{
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// End with the final report; the signal's name and number.
-    End(&'static str, i32),
+    /// End with the final report; the signal's name.
+    End(&'static str),
     /// Write the outputs now and go on.
     Write,
 }
@@ -30,93 +43,91 @@ const ENDING: [(&str, i32); 4] = [
     ("SIGTSTP", libc::SIGTSTP),
 ];
 
+/// A command that ends this soon after a signal has ended because of it.
+const SOON: Duration = Duration::from_secs(10);
+
+/// What is said when a command is ended while it waits.
+pub const NEVER_BEGAN: &str = "the command was ended before it began";
+
 /// Where requests come from.
-pub enum Signals {
-    /// Signals to leaktrace.
-    Own(UnboundedReceiver<Request>),
-    /// Signals to leaktrace that stand for its command.
-    Command {
-        /// All of them.
-        queue: SignalQueue,
-        /// Registered when first waited for, inside the runtime.
-        ready: Option<AsyncFd<OwnedFd>>,
-        /// The command.
-        pidfd: OwnedFd,
-        /// Its process id.
-        pid: u32,
-    },
+pub struct Signals {
+    requests: UnboundedReceiver<Request>,
+    state: Arc<Mutex<State>>,
+}
+
+/// How far the trace is; decides what a signal does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// No event counts yet.
+    Preparing,
+    Tracing,
+    /// Events no longer count; the last report is made.
+    Ending,
+    /// There is nothing left to do but to wait for the command.
+    Over,
+}
+
+struct State {
+    stage: Stage,
+    /// The signal by which the command's job was to be stopped meanwhile.
+    stop: Option<i32>,
 }
 
 impl Signals {
-    /// Whether a signal that ends has come already. Takes requests that have.
-    pub fn end_requested(&mut self) -> bool {
-        match self {
-            Self::Own(receiver) => std::iter::from_fn(|| receiver.try_recv().ok())
-                .any(|request| matches!(request, Request::End(..))),
-            Self::Command { .. } => false,
-        }
-    }
-
-    /// Gives signals their usual effect again, once the command has ended and
-    /// they are meant for leaktrace.
-    pub fn release(&self) {
-        if let Self::Command { .. } = self {
-            let mut taken = PASSED_ON.to_vec();
-            taken.push(libc::SIGTSTP);
-            block(&taken, false);
-        }
-    }
-
-    /// The next request; waits for it. Signals meant for the command are passed
-    /// on meanwhile.
+    /// The next request; waits for it.
     pub async fn next(&mut self) -> Request {
-        let request = match self {
-            Self::Own(receiver) => receiver.recv().await,
-            Self::Command {
-                queue,
-                ready,
-                pidfd,
-                pid,
-            } => next_of_command(queue, ready, pidfd, *pid).await,
-        };
-        match request {
+        match self.requests.recv().await {
             Some(request) => request,
             // The listeners live as long as the runtime.
             None => std::future::pending().await,
         }
     }
-}
 
-async fn next_of_command(
-    queue: &SignalQueue,
-    ready: &mut Option<AsyncFd<OwnedFd>>,
-    pidfd: &OwnedFd,
-    pid: u32,
-) -> Option<Request> {
-    if ready.is_none() {
-        let own = queue.as_fd().try_clone_to_owned().ok()?;
-        // SAFETY: the registration owns the descriptor.
-        *ready = Some(unsafe { AsyncFd::register(own) }.ok()?);
+    /// From here on a signal ends with a report.
+    pub fn tracing(&self) {
+        lock(&self.state).stage = Stage::Tracing;
     }
-    let ready = ready.as_ref()?;
-    loop {
-        let mut guard = ready.readable().await.ok()?;
-        let Some(received) = queue.read().ok()? else {
-            guard.clear_ready();
-            continue;
+
+    /// The last report is being made.
+    pub fn ending(&self) {
+        lock(&self.state).stage = Stage::Ending;
+    }
+
+    /// The trace is over, and from here on leaktrace is a job like any other
+    /// that waits for its command. Stops now if that was asked for meanwhile.
+    pub fn over(&self, child: &Child) {
+        let stop = {
+            let mut state = lock(&self.state);
+            state.stage = Stage::Over;
+            state.stop.take()
         };
-        match received.signal {
-            libc::SIGUSR1 => return Some(Request::Write),
-            libc::SIGTSTP => return Some(Request::End("SIGTSTP", libc::SIGTSTP)),
-            signal if received.is_meant_for(pid) => {
-                if let Some(signal) = rustix::process::Signal::from_named_raw(signal) {
-                    // It may just have ended.
-                    let _ = rustix::process::pidfd_send_signal(pidfd, signal);
-                }
-            }
-            _ => {}
+        if let Some(signal) = stop
+            && matches!(child.outcome(), Ok(None))
+        {
+            stop_as_asked(signal);
+            child.signal(libc::SIGCONT);
         }
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn channel() -> (UnboundedSender<Request>, Signals) {
+    let (sender, requests) = unbounded_channel();
+    let state = Arc::new(Mutex::new(State {
+        stage: Stage::Preparing,
+        stop: None,
+    }));
+    (sender, Signals { requests, state })
+}
+
+/// Signals to leaktrace that stand for its command.
+pub struct CommandSignals {
+    queue: SignalQueue,
+    pidfd: OwnedFd,
+    pid: u32,
 }
 
 /// Takes the signals that stand for a command. To be called before there are
@@ -124,19 +135,154 @@ async fn next_of_command(
 ///
 /// # Errors
 /// When signals can't be taken.
-pub fn of_command(child: &Child) -> Result<Signals> {
+pub fn of_command(child: &Child) -> Result<CommandSignals> {
     let mut taken = PASSED_ON.to_vec();
-    taken.extend([libc::SIGUSR1, libc::SIGTSTP]);
-    Ok(Signals::Command {
+    taken.extend(JOB_STOPS);
+    taken.push(libc::SIGUSR1);
+    Ok(CommandSignals {
         queue: SignalQueue::new(&taken).context("taking signals for the command")?,
-        ready: None,
         pidfd: child.pidfd().try_clone_to_owned()?,
         pid: child.pid(),
     })
 }
 
-/// Blocks signals for this thread, or lets them through.
-fn block(signals: &[i32], blocked: bool) {
+impl CommandSignals {
+    /// Begins to listen, inside the runtime.
+    ///
+    /// # Errors
+    /// When the queue can't be waited for.
+    pub fn listen(self) -> Result<Signals> {
+        let (sender, signals) = channel();
+        let own = self.queue.as_fd().try_clone_to_owned()?;
+        // SAFETY: the registration owns the descriptor.
+        let ready = unsafe { AsyncFd::register(own) }.context("waiting for signals")?;
+        let listener = Listener {
+            command: Arc::new(self),
+            sender,
+            state: Arc::clone(&signals.state),
+            asked: None,
+            asked_after_end: false,
+        };
+        tokio::spawn(listener.run(ready));
+        Ok(signals)
+    }
+}
+
+/// Hears signals that stand for a command.
+struct Listener {
+    command: Arc<CommandSignals>,
+    sender: UnboundedSender<Request>,
+    state: Arc<Mutex<State>>,
+    /// When a signal that ends came last.
+    asked: Option<Instant>,
+    /// Whether one came after the command's end.
+    asked_after_end: bool,
+}
+
+impl Listener {
+    async fn run(mut self, ready: AsyncFd<OwnedFd>) {
+        while let Ok(mut guard) = ready.readable().await {
+            match self.command.queue.read() {
+                Ok(Some(received)) => self.hear(received),
+                Ok(None) => guard.clear_ready(),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn hear(&mut self, received: Received) {
+        match received.signal {
+            libc::SIGUSR1 => {
+                let _ = self.sender.send(Request::Write);
+            }
+            stop if JOB_STOPS.contains(&stop) => self.stop(received),
+            _ if self.command.has_ended() => self.leave(received.signal),
+            signal => {
+                self.asked = Some(Instant::now());
+                self.pass_on(received);
+                if lock(&self.state).stage == Stage::Preparing {
+                    self.leave_with_command(signal);
+                }
+            }
+        }
+    }
+
+    /// The command waits for its beginning; when it dies instead, there is
+    /// nothing left to prepare for.
+    fn leave_with_command(&self, signal: i32) {
+        let (command, state) = (Arc::clone(&self.command), Arc::clone(&self.state));
+        tokio::spawn(async move {
+            while lock(&state).stage == Stage::Preparing {
+                if command.has_ended() {
+                    leave_early(NEVER_BEGAN.to_owned(), signal);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+
+    /// While there are probes, stopping has to wait.
+    fn stop(&self, received: Received) {
+        self.pass_on(received);
+        let mut state = lock(&self.state);
+        match state.stage {
+            Stage::Tracing => {
+                state.stop = Some(received.signal);
+                let name = match received.signal {
+                    libc::SIGTTIN => "SIGTTIN",
+                    libc::SIGTTOU => "SIGTTOU",
+                    _ => "SIGTSTP",
+                };
+                let _ = self.sender.send(Request::End(name));
+            }
+            Stage::Ending if !self.command.has_ended() => state.stop = Some(received.signal),
+            _ => {
+                drop(state);
+                stop_as_asked(received.signal);
+                self.command.send(Signal::CONT);
+            }
+        }
+    }
+
+    /// The command has ended, and its report is being made: the first signal
+    /// may have been meant for the command and comes too late, a second one
+    /// means leaktrace.
+    fn leave(&mut self, signal: i32) {
+        let is_second =
+            self.asked_after_end || self.asked.is_some_and(|asked| asked.elapsed() < SOON);
+        if is_second {
+            std::process::exit(128 + signal);
+        }
+        self.asked_after_end = true;
+    }
+
+    fn pass_on(&self, received: Received) {
+        if received.is_meant_for(self.command.pid)
+            && let Some(signal) = Signal::from_named_raw(received.signal)
+        {
+            self.command.send(signal);
+        }
+    }
+}
+
+impl CommandSignals {
+    fn send(&self, signal: Signal) {
+        // It may just have ended.
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+/// Blocks a signal for this thread, or lets it through.
+fn block(signal: i32, blocked: bool) {
     let how = if blocked {
         libc::SIG_BLOCK
     } else {
@@ -146,64 +292,68 @@ fn block(signals: &[i32], blocked: bool) {
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        for signal in signals {
-            libc::sigaddset(&raw mut set, *signal);
-        }
+        libc::sigaddset(&raw mut set, signal);
         libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
     }
 }
 
-/// Stops as a Ctrl-Z asked for, unless nobody could make us go on (in an
-/// orphaned process group, where the kernel ignores this signal).
-pub fn stop_as_asked() {
+/// Stops as a signal asked for, unless nobody could make us go on (in an
+/// orphaned process group, where the kernel ignores these signals).
+fn stop_as_asked(signal: i32) {
     // SAFETY: sends a signal to ourselves.
-    unsafe { libc::raise(libc::SIGTSTP) };
-    block(&[libc::SIGTSTP], false);
-    block(&[libc::SIGTSTP], true);
+    unsafe { libc::raise(signal) };
+    block(signal, false);
+    block(signal, true);
 }
 
-/// A terminal that stops background jobs when they write would leave probes
-/// that nobody watches.
-pub fn never_stop_for_output() {
-    // SAFETY: sets a disposition to be ignored.
-    unsafe {
-        libc::signal(libc::SIGTTOU, libc::SIG_IGN);
-        libc::signal(libc::SIGTTIN, libc::SIG_IGN);
-    }
-}
-
-/// Begins to listen. After a first signal that ends, a second one ends the
-/// process at once: the kernel takes out what probes are left.
+/// Begins to listen to signals to leaktrace. A terminal that stops background
+/// jobs when they write would leave probes that nobody watches: such signals
+/// are ignored.
 ///
 /// # Errors
 /// When handlers can't be set.
 pub fn own() -> Result<Signals> {
-    let (sender, receiver) = unbounded_channel();
-    never_stop_for_output();
+    let (sender, signals) = channel();
+    // SAFETY: sets dispositions to be ignored.
+    unsafe {
+        libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+        libc::signal(libc::SIGTTIN, libc::SIG_IGN);
+    }
     for (name, number) in ENDING {
         // Under nohup a lost connection is no reason to end.
         if number == libc::SIGHUP && is_ignored(number) {
             continue;
         }
-        forward(&sender, number, Request::End(name, number))?;
+        forward(&sender, &signals.state, number, Request::End(name))?;
     }
-    forward(&sender, libc::SIGUSR1, Request::Write)?;
-    Ok(Signals::Own(receiver))
+    forward(&sender, &signals.state, libc::SIGUSR1, Request::Write)?;
+    Ok(signals)
 }
 
-fn forward(sender: &UnboundedSender<Request>, number: i32, request: Request) -> Result<()> {
+/// Before events count, a signal that ends does so at once; so does a second
+/// one. The kernel takes out what probes there are.
+fn forward(
+    sender: &UnboundedSender<Request>,
+    state: &Arc<Mutex<State>>,
+    number: i32,
+    request: Request,
+) -> Result<()> {
     use std::sync::atomic::{AtomicBool, Ordering};
     static ENDING_ALREADY: AtomicBool = AtomicBool::new(false);
 
     let mut signals = signal(SignalKind::from_raw(number))
         .with_context(|| format!("handling signal {number}"))?;
-    let sender = sender.clone();
+    let (sender, state) = (sender.clone(), Arc::clone(state));
     tokio::spawn(async move {
         while signals.recv().await.is_some() {
-            if let Request::End(..) = request
-                && ENDING_ALREADY.swap(true, Ordering::Relaxed)
-            {
-                std::process::exit(128 + number);
+            if let Request::End(name) = request {
+                if lock(&state).stage == Stage::Preparing {
+                    let reason = format!("ended by {name} before anything was traced");
+                    leave_early(reason, number);
+                }
+                if ENDING_ALREADY.swap(true, Ordering::Relaxed) {
+                    std::process::exit(128 + number);
+                }
             }
             if sender.send(request).is_err() {
                 break;
@@ -211,6 +361,18 @@ fn forward(sender: &UnboundedSender<Request>, number: i32, request: Request) -> 
         }
     });
     Ok(())
+}
+
+/// Ends before anything was traced.
+fn leave_early(reason: String, number: i32) -> ! {
+    // A blocked terminal must not keep us.
+    let (sender, written) = mpsc::channel();
+    std::thread::spawn(move || {
+        say!("leaktrace: {reason}; there is no report");
+        let _ = sender.send(());
+    });
+    let _ = written.recv_timeout(Duration::from_millis(500));
+    std::process::exit(128 + number)
 }
 
 fn is_ignored(number: i32) -> bool {

@@ -85,9 +85,7 @@ impl Watch {
         let end = self
             .wait(&maps, &reporter, signals, screen, &mut rate)
             .await;
-        if matches!(end, Ok(EndReason::TargetExit)) {
-            signals.release();
-        }
+        signals.ending();
         self.finish(&maps, reporter, end)
     }
 
@@ -133,7 +131,7 @@ impl Watch {
             tokio::select! {
                 biased;
                 request = signals.next() => match request {
-                    Request::End(name, _) => return Ok(EndReason::Signal(name)),
+                    Request::End(name) => return Ok(EndReason::Signal(name)),
                     Request::Write => reporter.write(self.snapshot(maps, rate, true)?),
                 },
                 _ = exit.readable() => return Ok(EndReason::TargetExit),
@@ -310,8 +308,14 @@ impl Watch {
         reporter: Reporter,
         end: Result<EndReason>,
     ) -> Result<Finished> {
-        let disabled = maps.control().enable(false);
-        let elapsed = self.started.elapsed();
+        let mut disabled = maps.control().enable(false);
+        let mut elapsed = self.started.elapsed();
+        // The programs have noticed an exec before us.
+        if let Some(exec) = maps.control().exec_edge() {
+            let late = disabled.latest_ns.saturating_sub(exec.latest_ns);
+            elapsed = elapsed.saturating_sub(Duration::from_nanos(late));
+            disabled = exec;
+        }
         let progress = Progress::start("taking the probes out");
         if self.is_unbound_wanted() && self.is_silent() {
             self.silent_periods += 1;

@@ -1,6 +1,6 @@
 //! Counts over all test programs, read from what they print.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// How the tests went.
@@ -27,24 +27,35 @@ impl Tally {
         // The names below the last `failures:` before a result; what a failed
         // test printed stands below an earlier one.
         let mut names = Vec::new();
+        // libtest knows no test that could not run: it calls it passed.
+        let (mut not_run, mut ignored) = (BTreeSet::new(), BTreeSet::new());
         for line in text.lines() {
+            // libtest, one test at a time, has begun the line with its name.
+            let begun = line
+                .split_once(" ... ")
+                .filter(|(name, _)| name.starts_with("test "));
+            let said = begun.map_or(line, |(_, said)| said);
             if let Some(counts) = line.strip_prefix("test result: ") {
                 results += 1;
                 self.passed += count(counts, "passed");
                 self.failed += count(counts, "failed");
                 self.skipped += count(counts, "ignored");
                 self.failures.append(&mut names);
-            } else if let Some(rest) = line.strip_prefix("NOT RUN: ") {
+            } else if let Some(rest) = said.strip_prefix("NOT RUN: ") {
                 let (name, reason) = rest.split_once(": ").unwrap_or((rest, "no reason given"));
+                not_run.insert(name.to_owned());
                 self.not_run.insert(name.to_owned(), reason.to_owned());
             } else if line == "failures:" {
                 names.clear();
             } else if let Some(name) = line.strip_prefix("    ") {
                 names.push(name.to_owned());
             } else if let Some(rest) = line.strip_prefix("test ") {
-                self.add_ignored(rest);
+                ignored.extend(self.add_ignored(rest));
             }
         }
+        let called_passed = not_run.difference(&ignored).count() as u64;
+        self.passed = self.passed.saturating_sub(called_passed);
+        self.skipped += called_passed;
         // Killed, aborted, or unable to start its tests at all.
         if self.failed == failed_before && (!succeeded || results == 0) {
             self.failed += 1;
@@ -60,11 +71,10 @@ impl Tally {
     }
 
     /// Reads libtest's `name ... ignored, reason` and libtest-mimic's
-    /// `name ... ignored (reason)`.
-    fn add_ignored(&mut self, line: &str) {
-        let Some((name, reason)) = line.split_once(" ... ignored") else {
-            return;
-        };
+    /// `name ... ignored (reason)`; gives the name.
+    fn add_ignored(&mut self, line: &str) -> Option<String> {
+        let (name, reason) = line.split_once(" ... ignored")?;
+        let name = name.trim_end();
         let reason = reason
             .trim_start_matches([',', ' ', '('])
             .trim_end_matches(')');
@@ -75,8 +85,9 @@ impl Tally {
         };
         // What the test itself said is more than this.
         self.not_run
-            .entry(name.trim_end().to_owned())
+            .entry(name.to_owned())
             .or_insert_with(|| reason.to_owned());
+        Some(name.to_owned())
     }
 }
 
@@ -135,6 +146,29 @@ mod tests {
         assert_eq!(tally.not_run["go::grows"], "go is not installed");
         assert_eq!(tally.not_run["slow"], "takes an hour");
         assert_eq!(tally.not_run["alone"], "no root");
+    }
+
+    #[test]
+    fn a_test_that_says_it_did_not_run_is_skipped_although_libtest_calls_it_passed() {
+        let mut tally = Tally::default();
+        tally.add(
+            "t",
+            "running 4 tests\n\
+             NOT RUN: a::compiles: gcc is not installed\n\
+             NOT RUN: a::compiles: gcc is not installed\n\
+             test a::compiles ... ok\n\
+             test alone ... NOT RUN: alone: not permitted\n\
+             ok\n\
+             NOT RUN: known: no root\n\
+             test known ... ignored (no root)\n\
+             test one ... ok\n\
+             test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n",
+            true,
+        );
+        assert_eq!(tally.to_string(), "1 passed, 0 failed, 3 skipped");
+        assert_eq!(tally.not_run["a::compiles"], "gcc is not installed");
+        assert_eq!(tally.not_run["alone"], "not permitted");
+        assert_eq!(tally.not_run["known"], "no root");
     }
 
     #[test]
