@@ -66,6 +66,53 @@ impl StackEnd {
     }
 }
 
+/// Where a frame is, in one word: the number of a file (16 bits) and an offset in
+/// it (48 bits), so that it does not depend on where the file is mapped; or, with
+/// number 0, an address in code that has no file.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrameWord(pub u64);
+
+impl FrameWord {
+    /// The bits of the offset, or of the address.
+    pub const OFFSET_MASK: u64 = (1 << Self::OFFSET_BITS) - 1;
+    const OFFSET_BITS: u32 = 48;
+
+    /// A place in a file with a number other than 0.
+    #[must_use]
+    pub const fn in_file(file: u16, offset: u64) -> Self {
+        Self((file as u64) << Self::OFFSET_BITS | offset & Self::OFFSET_MASK)
+    }
+
+    /// An address in no file. The higher bits of a wild one are lost: no code of
+    /// a process is there, unless it asks for more than 47 bits of addresses.
+    #[must_use]
+    pub const fn at_address(address: u64) -> Self {
+        Self(address & Self::OFFSET_MASK)
+    }
+
+    /// The file's number, 0 for none.
+    #[must_use]
+    pub const fn file(self) -> u16 {
+        (self.0 >> Self::OFFSET_BITS) as u16
+    }
+
+    /// The offset in the file, or the address.
+    #[must_use]
+    pub const fn offset(self) -> u64 {
+        self.0 & Self::OFFSET_MASK
+    }
+
+    /// The byte before, which a return address's call ends with.
+    #[must_use]
+    pub const fn before(self) -> Self {
+        match self.offset() {
+            0 => self,
+            _ => Self(self.0 - 1),
+        }
+    }
+}
+
 /// Id under which blocks are accounted whose stack could not be stored.
 pub const NOT_STORED: u64 = 1;
 
@@ -129,3 +176,31 @@ unsafe impl aya::Pod for StackRecord {}
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.
 unsafe impl aya::Pod for StackSums {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_word_holds_a_file_and_an_offset_or_an_address() {
+        let last = FrameWord::in_file(u16::MAX, FrameWord::OFFSET_MASK);
+        assert_eq!(last.0, u64::MAX);
+        assert_eq!((last.file(), last.offset()), (0xffff, 0xffff_ffff_ffff));
+        let frame = FrameWord::in_file(3, 0x1234);
+        assert_eq!((frame.file(), frame.offset()), (3, 0x1234));
+        assert_eq!(FrameWord::in_file(3, 1 << 48).file(), 3);
+        let wild = FrameWord::at_address(0xdead_7fff_1234_5678);
+        assert_eq!((wild.file(), wild.offset()), (0, 0x7fff_1234_5678));
+    }
+
+    #[test]
+    fn the_byte_before_is_in_the_same_file() {
+        assert_eq!(
+            FrameWord::in_file(3, 0x10).before(),
+            FrameWord::in_file(3, 0xf)
+        );
+        for first in [FrameWord::in_file(3, 0), FrameWord::at_address(0)] {
+            assert_eq!(first.before(), first);
+        }
+    }
+}

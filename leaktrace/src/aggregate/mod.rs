@@ -7,7 +7,7 @@ mod sites;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Result;
-use leaktrace_common::stack::{NOT_STORED, StackEnd};
+use leaktrace_common::stack::{FrameWord, NOT_STORED, StackEnd};
 
 use crate::{
     bpf::Maps,
@@ -47,7 +47,7 @@ pub struct Sites {
 
 /// A stack whose frames were read from the kernel.
 struct KnownStack {
-    addresses: Box<[u64]>,
+    places: Box<[FrameWord]>,
     end: Option<StackEnd>,
     complete: bool,
     frames: Option<Arc<[Frame]>>,
@@ -74,10 +74,10 @@ impl Aggregator {
         &mut self.symbolizer
     }
 
-    /// Reads the frames of stacks that were not met before. Their addresses
-    /// are turned into files and offsets at once, while the mappings they were
-    /// made in are known; `refresh` is called, once at most, when an address
-    /// lies in none, to read the mappings again.
+    /// Reads the frames of stacks that were not met before. Addresses in them
+    /// that the kernel side could not, are turned into files and offsets at once,
+    /// while the mappings they were made in are known; `refresh` is called, once
+    /// at most, when an address lies in none, to read the mappings again.
     ///
     /// # Errors
     /// When the kernel's maps can't be read.
@@ -99,27 +99,28 @@ impl Aggregator {
                 continue; // Just being written.
             }
             let depth = (record.depth as usize).min(record.frames.len());
-            let addresses: Box<[u64]> = record.frames[..depth].into();
-            if !self.symbolizer.knows(&addresses) && !fresh {
+            let frames = record.frames[..depth].iter();
+            let mut places: Box<[FrameWord]> = frames.copied().map(FrameWord).collect();
+            if !self.symbolizer.locate(&mut places) && !fresh {
                 refresh(&mut self.symbolizer);
                 fresh = true;
-                self.symbolizer.knows(&addresses);
+                self.symbolizer.locate(&mut places);
             }
-            let known = self.learn(addresses, record.end);
+            let known = self.learn(places, record.end);
             self.stacks.insert(*id, known);
         }
         Ok(())
     }
 
-    fn learn(&mut self, addresses: Box<[u64]>, end: u32) -> KnownStack {
+    fn learn(&mut self, places: Box<[FrameWord]>, end: u32) -> KnownStack {
         let end = StackEnd::from_number(end);
         let complete = match end {
             Some(StackEnd::Complete) => true,
-            Some(StackEnd::ChainEnd) => self.symbolizer.begins_thread(&addresses),
+            Some(StackEnd::ChainEnd) => self.symbolizer.begins_thread(&places),
             _ => false,
         };
         KnownStack {
-            addresses,
+            places,
             end,
             complete,
             frames: None,
@@ -187,7 +188,7 @@ impl Aggregator {
         };
         let frames = stack
             .frames
-            .get_or_insert_with(|| self.symbolizer.resolve_stack(&stack.addresses))
+            .get_or_insert_with(|| self.symbolizer.resolve_stack(&stack.places))
             .clone();
         let end = if stack.complete {
             Completeness::Complete

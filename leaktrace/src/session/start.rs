@@ -5,7 +5,7 @@ use std::{
     os::fd::BorrowedFd,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{self, Receiver},
     },
     time::{Duration, Instant},
@@ -44,7 +44,10 @@ use crate::{
     report::{export::Format, quantity, summary, summary::SummaryOptions},
     say,
     symbolize::{self, Symbolizer},
-    target::{Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory},
+    target::{
+        Process, available, code_files::CodeFiles, cpu::CpuClock, mapping_watch::MappingWatch,
+        memory,
+    },
 };
 
 /// The loaded programs, and what is known of the kernel they run on.
@@ -176,7 +179,8 @@ pub fn observe(
     let process = Arc::new(process);
     let trampoline_found = find_trampoline(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
-    let mut symbolizer = symbolizer(&process);
+    let code = Arc::new(Mutex::new(CodeFiles::default()));
+    let mut symbolizer = symbolizer(&process, code);
     let (now, files) = mappings.current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
@@ -332,10 +336,10 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
 }
 
 /// Separate debug files are looked for in the target's root as well.
-fn symbolizer(process: &Process) -> Symbolizer {
+fn symbolizer(process: &Process, code: Arc<Mutex<CodeFiles>>) -> Symbolizer {
     let mut options = symbolize::Options::new(allocator::is_allocation_wrapper);
     options.target_root = Some(format!("/proc/{}/root", process.pid()).into());
-    Symbolizer::new(options)
+    Symbolizer::new(options, code)
 }
 
 fn outputs(options: &TraceOptions, process: &Process, started: &jiff::Zoned) -> Outputs {

@@ -3,6 +3,7 @@
 
 pub mod available;
 pub mod cgroup;
+pub mod code_files;
 pub mod code_mappings;
 pub mod cpu;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod mapping_watch;
 pub mod memory;
 pub mod select;
 pub mod status;
+mod vdso;
 
 use std::{
     fs::{self, File},
