@@ -79,6 +79,7 @@ impl FrameWord {
     const OFFSET_BITS: u32 = 48;
 
     /// A place in a file with a number other than 0.
+    #[inline(always)]
     #[must_use]
     pub const fn in_file(file: u16, offset: u64) -> Self {
         Self((file as u64) << Self::OFFSET_BITS | offset & Self::OFFSET_MASK)

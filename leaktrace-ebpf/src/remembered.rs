@@ -39,10 +39,11 @@ macro_rules! field {
 }
 
 macro_rules! set_field {
-    ($walk:expr, $name:ident, $value:expr) => {
+    ($walk:expr, $name:ident, $value:expr) => {{
+        let value = $value;
         // SAFETY: a value of the map, which this program has claimed.
-        unsafe { (&raw mut (*$walk).$name).write_volatile($value) }
-    };
+        unsafe { (&raw mut (*$walk).$name).write_volatile(value) }
+    }};
 }
 
 /// The id and check of the stack to which a remembered walk led that would lead

@@ -4,7 +4,7 @@
 
 use leaktrace_common::{
     arch::signal_frame,
-    stack::{MAX_FRAMES, StackEnd},
+    stack::{FrameWord, MAX_FRAMES, StackEnd},
     unwind::{KEEPS_FRAME_POINTERS, NO_FILE, Rule, cfa, fp},
     walk::{IN_REGISTER, NOTED, SEGMENT_BYTES, SEGMENT_WORDS, WINDOW_WORDS, Walk, flag},
 };
@@ -58,10 +58,11 @@ macro_rules! get {
 
 /// Writes a field of a walk.
 macro_rules! set {
-    ($walk:expr, $field:ident, $value:expr) => {
+    ($walk:expr, $field:ident, $value:expr) => {{
+        let value = $value;
         // SAFETY: as in `get!`; only this thread's own programs write it.
-        unsafe { (&raw mut (*$walk.0).$field).write_volatile($value) }
-    };
+        unsafe { (&raw mut (*$walk.0).$field).write_volatile(value) }
+    }};
 }
 
 pub(crate) use {get, set};
@@ -182,7 +183,8 @@ impl Walker {
         let file = get!(self, mapping.file);
         let mut frame = ip;
         if file != NO_FILE {
-            frame = u64::from(file) << 48 | ip.wrapping_sub(get!(self, mapping.bias));
+            let offset = ip.wrapping_sub(get!(self, mapping.bias));
+            frame = FrameWord::in_file(file as u16, offset).0;
         }
         let mut hash = StackHash(get!(self, hash));
         hash.mix(frame);

@@ -214,7 +214,8 @@ fn reason(end: Option<StackEnd>) -> &'static str {
         Some(StackEnd::Gap) => "no unwind information",
         Some(StackEnd::UnsupportedRule) => "unwind information that is not supported",
         Some(StackEnd::BadStackPointer) => "a wrong stack pointer",
-        Some(StackEnd::NoScratch) => "no memory to unwind in",
+        Some(StackEnd::ReturnProbe) => "a return address that a return probe replaced",
+        Some(StackEnd::Changed) => "the stack or the mappings changed meanwhile",
         None => "unknown end of stack",
     }
 }

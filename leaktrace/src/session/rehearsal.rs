@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::plan::Plan;
 use crate::{
-    bpf::{Features, Limits, LinkKind, ObjectSource, Program, Scope, Tracer},
+    bpf::{Features, Limits, LinkKind, ObjectSource, Program, Scope, TableRoom, Tracer},
     probe_site::KernelAbility,
     target::{Process, mapped_file, mapping},
 };
@@ -75,6 +75,7 @@ pub fn under_seccomp(
         max_blocks: 1024,
         max_stacks: 64,
         max_threads: 64,
+        tables: TableRoom::NONE,
     };
     let mut tracer = Tracer::load(source, &limits, features)?;
     let mut child = FilteredChild::start()?;

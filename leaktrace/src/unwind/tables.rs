@@ -19,6 +19,9 @@ pub enum NoRoom {
     /// The limit of rows would be exceeded.
     #[error("more than {0} rows")]
     Rows(u32),
+    /// The limit of pages would be exceeded.
+    #[error("more than {0} pages of text")]
+    Pages(u32),
 }
 
 /// Tables of files. What is there stays where it is; more is added at the end.
@@ -28,12 +31,19 @@ pub struct Tables {
     pages: Vec<Page>,
     files: Vec<FileRecord>,
     max_rows: u32,
+    max_pages: u32,
 }
 
 impl Tables {
     /// None yet, and room for so many rows.
     #[must_use]
     pub fn new(max_rows: u32) -> Self {
+        Self::with_room(max_rows, u32::MAX)
+    }
+
+    /// None yet, and room for so many rows and pages.
+    #[must_use]
+    pub fn with_room(max_rows: u32, max_pages: u32) -> Self {
         Self {
             rules: Rules::default(),
             rows: Vec::new(),
@@ -41,14 +51,28 @@ impl Tables {
             // That of `NO_FILE`.
             files: vec![FileRecord::default()],
             max_rows,
+            max_pages,
         }
     }
 
-    /// Adds a file. Its number is the index of its record.
+    /// Adds a file. Its number, the next one, is the index of its record.
     ///
     /// # Errors
     /// When there is no room; nothing has changed then.
     pub fn add(&mut self, file: &FileTable) -> Result<u32, NoRoom> {
+        let number = self.files.len();
+        self.add_as(number, file)?;
+        Ok(number as u32)
+    }
+
+    /// Adds a file with a number.
+    ///
+    /// # Errors
+    /// When there is no room; nothing has changed then.
+    pub fn add_as(&mut self, number: usize, file: &FileTable) -> Result<(), NoRoom> {
+        if self.pages.len() + file.pages.len() > self.max_pages as usize {
+            return Err(NoRoom::Pages(self.max_pages));
+        }
         let mut pages = Vec::with_capacity(file.pages.len());
         let mut next = u64::try_from(self.rows.len()).unwrap_or(u64::MAX);
         for page in &file.pages {
@@ -76,14 +100,17 @@ impl Tables {
         } else {
             0
         };
-        self.files.push(FileRecord {
+        if self.files.len() <= number {
+            self.files.resize(number + 1, FileRecord::default());
+        }
+        self.files[number] = FileRecord {
             pages: self.pages.len() as u32,
             first_page: file.first_page,
             page_count: pages.len() as u32,
             flags,
-        });
+        };
         self.pages.append(&mut pages);
-        Ok(self.files.len() as u32 - 1)
+        Ok(())
     }
 
     /// All rows; those of [`Page::first`] on.
