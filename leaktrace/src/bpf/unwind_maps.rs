@@ -63,19 +63,21 @@ impl UnwindMaps {
         self.pages.count
     }
 
-    /// Writes rows, rules and pages that no file has had yet, each from an index
-    /// on, then the record of the file that has them. What there is no room for
-    /// is left out.
-    pub fn add_file(
+    /// Writes rows, rules and pages, each from an index on. What there is no room
+    /// for is left out.
+    pub fn write_tables(
         &self,
         rows: (usize, &[Row]),
         rules: (usize, &[Rule]),
         pages: (usize, &[Page]),
-        (number, record): (usize, FileRecord),
     ) {
         self.rows.write(rows.0, rows.1);
         self.rules.write(rules.0, rules.1);
         self.pages.write(pages.0, pages.1);
+    }
+
+    /// Says which pages are a file's, after they were written.
+    pub fn write_file(&self, number: usize, record: FileRecord) {
         fence(Ordering::SeqCst);
         if number >= self.files.count {
             return;

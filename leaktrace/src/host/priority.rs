@@ -51,6 +51,12 @@ pub fn give_way() {
     let _ = fs::write(OOM_SCORE_ADJ, OOM_SCORE.to_string());
 }
 
+/// Makes this thread as important as others are, where the kernel allows it:
+/// one that does little, but has to do it at once.
+pub fn keep_up() {
+    let _ = setpriority_process(Some(rustix::thread::gettid()), 0);
+}
+
 #[cfg(test)]
 mod tests {
     use std::{

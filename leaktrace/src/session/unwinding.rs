@@ -13,7 +13,7 @@ use std::{
     io,
     ops::Deref,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -30,12 +30,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::{
     bpf::{Maps, TableRoom},
     file_map,
+    host::priority,
     target::{
         Process,
         code_files::{CodeFiles, FileNumber, Image},
         mapped_file::MappedFile,
         mapping::{self, Device},
         mapping_watch::MappingWatch,
+        vdso,
     },
     unwind::{self, Cache, CompileError, FileTable, Source, UnwindMode, tables::Tables},
 };
@@ -59,6 +61,8 @@ const BYTES_PER_ROW: usize = 5;
 /// A file by what mappings tell of it.
 type Key = (Device, u64);
 type Made = Vec<(Key, Result<FileTable, CompileError>)>;
+/// The key of the vDSO, which is no file.
+const VDSO: Key = (Device { major: 0, minor: 0 }, 0);
 
 /// Tables that are being made.
 pub struct Preparation {
@@ -69,17 +73,17 @@ pub struct Preparation {
 }
 
 /// One file whose table is wanted.
-struct Wanted {
-    path: PathBuf,
-    image: Image,
-}
+struct Wanted(Image);
 
 impl Source for Wanted {
     fn path(&self) -> &Path {
-        &self.path
+        match &self.0 {
+            Image::Mapped(file) => file.path(),
+            Image::Own(_) => Path::new(vdso::NAME),
+        }
     }
     fn bytes(&self) -> io::Result<impl Deref<Target = [u8]>> {
-        file_map::map(self.image.file())
+        file_map::map(self.0.file())
     }
 }
 
@@ -105,12 +109,12 @@ impl Preparation {
         let made = thread::Builder::new()
             .name("tables".into())
             .spawn(move || {
-                let keys: Vec<Key> = files.iter().map(|(_, file)| key(file)).collect();
-                let wanted: Vec<Wanted> = files.into_iter().map(|(_, file)| file.into()).collect();
+                let images = files.into_iter().map(|(_, file)| Image::Mapped(file));
+                let wanted: Vec<Wanted> = images.chain(vdso::own_image()).map(Wanted).collect();
                 let mut made = Vec::new();
                 if is_wanted {
                     unwind::compile_all(&wanted, used.as_deref(), |index, table| {
-                        made.push((keys[index], table));
+                        made.push((key(&wanted[index].0), table));
                     });
                 }
                 made
@@ -131,17 +135,11 @@ impl Preparation {
     }
 }
 
-impl From<Arc<MappedFile>> for Wanted {
-    fn from(file: Arc<MappedFile>) -> Self {
-        Self {
-            path: file.path().to_owned(),
-            image: Image::Mapped(file),
-        }
+fn key(image: &Image) -> Key {
+    match image {
+        Image::Mapped(file) => (file.device(), file.inode()),
+        Image::Own(_) => VDSO,
     }
-}
-
-fn key(file: &MappedFile) -> Key {
-    (file.device(), file.inode())
 }
 
 /// Bytes of a file's call frame information.
@@ -250,8 +248,9 @@ struct Publisher {
     mode: UnwindMode,
     cache: Option<Arc<Cache>>,
     tables: Tables,
-    /// Tables of files that have no number yet.
-    prepared: HashMap<Key, Result<FileTable, CompileError>>,
+    /// Where the tables are of files that had no number when they were made;
+    /// nowhere when there is none.
+    prepared: HashMap<Key, FileRecord>,
     /// Files whose tables are published, or that have none.
     known: HashSet<FileNumber>,
     published: Vec<Mapping>,
@@ -266,8 +265,12 @@ impl Publisher {
         wakers: Vec<OwnedFd>,
         stop: &AtomicBool,
     ) -> Vec<String> {
+        priority::keep_up();
         self.publish_code_without_file();
-        self.prepared = made.join().unwrap_or_default().into_iter().collect();
+        for (key, table) in made.join().unwrap_or_default() {
+            let record = self.place(table);
+            self.prepared.insert(key, record);
+        }
         let mut wait = Wait::new(wakers, self.maps.control().unmapped());
         // Until then a command maps what leaktrace maps, which is of no use.
         while !self.maps.control().is_executed() && !stop.load(Ordering::Relaxed) {
@@ -292,8 +295,7 @@ impl Publisher {
             flags: self.flags(leaktrace_common::unwind::KEEPS_FRAME_POINTERS),
             ..FileRecord::default()
         };
-        let unwind = self.maps.unwind();
-        unwind.add_file((0, &[]), (0, &[]), (0, &[]), (0, record));
+        self.maps.unwind().write_file(0, record);
     }
 
     /// Frame pointers are guessed only where that is wanted.
@@ -309,8 +311,12 @@ impl Publisher {
     fn follow(&mut self) -> bool {
         let (mappings, files) = lock(&self.subject.mappings).current(&self.subject.process);
         let mappings = self.numbered(&mappings, &files);
-        let has_tables = self.mode != UnwindMode::FramePointers && self.add_tables();
-        if mappings == self.published && !has_tables {
+        let missing = if self.mode == UnwindMode::FramePointers {
+            Vec::new()
+        } else {
+            self.assign_prepared()
+        };
+        if mappings == self.published && missing.is_empty() {
             return false;
         }
         if mappings.len() > MAX_MAPPINGS {
@@ -321,6 +327,11 @@ impl Publisher {
             ));
         }
         self.maps.publish_mappings(&mappings);
+        if !missing.is_empty() {
+            self.make(missing);
+            // A walk that is remembered by the old generation ended without them.
+            self.maps.publish_mappings(&mappings);
+        }
         self.published = mappings;
         true
     }
@@ -339,67 +350,67 @@ impl Publisher {
             .collect()
     }
 
-    /// Publishes the tables of files that were not met before; whether there are
-    /// any.
-    fn add_tables(&mut self) -> bool {
-        let new: Vec<(FileNumber, Wanted)> = lock(&self.subject.code)
-            .iter()
-            .filter(|(number, _)| !self.known.contains(number))
-            .filter_map(|(number, file)| {
-                let path = PathBuf::from(&*file.path);
-                let image = file.image.clone()?;
-                Some((number, Wanted { path, image }))
-            })
-            .collect();
-        if new.is_empty() {
-            return false;
-        }
-        let (mut numbers, mut missing) = (Vec::new(), Vec::new());
-        for (number, wanted) in new {
-            self.known.insert(number);
-            let prepared = match &wanted.image {
-                Image::Mapped(file) => self.prepared.remove(&key(file)),
-                Image::Own(_) => None,
-            };
-            match prepared {
-                Some(table) => self.add(number, table),
-                None => {
-                    numbers.push(number);
-                    missing.push(wanted);
-                }
+    /// Publishes the tables of new files as far as they are prepared; the others.
+    fn assign_prepared(&mut self) -> Vec<(FileNumber, Wanted)> {
+        let mut missing = Vec::new();
+        for (number, file) in lock(&self.subject.code).iter() {
+            // A file may be opened later than it was met.
+            let Some(image) = &file.image else { continue };
+            if !self.known.insert(number) {
+                continue;
+            }
+            match self.prepared.get(&key(image)) {
+                Some(record) => self.maps.unwind().write_file(number.0.into(), *record),
+                None => missing.push((number, Wanted(image.clone()))),
             }
         }
-        let cache = self.cache.clone();
-        unwind::compile_all(&missing, cache.as_deref(), |index, table| {
-            self.add(numbers[index], table);
-        });
-        true
+        missing
     }
 
-    fn add(&mut self, number: FileNumber, table: Result<FileTable, CompileError>) {
-        // Stacks that end there name the file, and `doctor` says why.
-        let Ok(table) = table else { return };
-        let before = (
+    /// Makes and publishes the tables of files.
+    fn make(&mut self, missing: Vec<(FileNumber, Wanted)>) {
+        let (numbers, wanted): (Vec<FileNumber>, Vec<Wanted>) = missing.into_iter().unzip();
+        let cache = self.cache.clone();
+        unwind::compile_all(&wanted, cache.as_deref(), |index, table| {
+            let record = self.place(table);
+            self.maps
+                .unwind()
+                .write_file(numbers[index].0.into(), record);
+        });
+    }
+
+    /// Writes a table where there is room; its pages, or none.
+    fn place(&mut self, table: Result<FileTable, CompileError>) -> FileRecord {
+        // Stacks that end in a file without a table name it, and `doctor` says
+        // why.
+        let Ok(table) = table else {
+            return FileRecord::default();
+        };
+        let (rows, rules, pages) = (
             self.tables.rows().len(),
             self.tables.rules().len(),
             self.tables.pages().len(),
         );
-        let index = usize::from(number.0);
-        if let Err(full) = self.tables.add_as(index, &table) {
-            let path = lock(&self.subject.code)
-                .get(number)
-                .map(|file| Arc::clone(&file.path))
-                .unwrap_or_default();
-            return self.note(format!("No room for the unwind table of {path}: {full}."));
-        }
-        let mut record = self.tables.files()[index];
-        record.flags = self.flags(record.flags);
-        self.maps.unwind().add_file(
-            (before.0, &self.tables.rows()[before.0..]),
-            (before.1, &self.tables.rules()[before.1..]),
-            (before.2, &self.tables.pages()[before.2..]),
-            (index, record),
+        let number = match self.tables.add(&table) {
+            Ok(number) => number,
+            Err(full) => {
+                self.note(format!(
+                    "Unwind tables of some files were left out ({full}): stacks end in these."
+                ));
+                return FileRecord::default();
+            }
+        };
+        let tables = &self.tables;
+        self.maps.unwind().write_tables(
+            (rows, &tables.rows()[rows..]),
+            (rules, &tables.rules()[rules..]),
+            (pages, &tables.pages()[pages..]),
         );
+        let record = tables.files()[number as usize];
+        FileRecord {
+            flags: self.flags(record.flags),
+            ..record
+        }
     }
 
     fn note(&mut self, problem: String) {

@@ -55,21 +55,11 @@ impl Tables {
         }
     }
 
-    /// Adds a file. Its number, the next one, is the index of its record.
+    /// Adds a file. Its number is the index of its record.
     ///
     /// # Errors
     /// When there is no room; nothing has changed then.
     pub fn add(&mut self, file: &FileTable) -> Result<u32, NoRoom> {
-        let number = self.files.len();
-        self.add_as(number, file)?;
-        Ok(number as u32)
-    }
-
-    /// Adds a file with a number.
-    ///
-    /// # Errors
-    /// When there is no room; nothing has changed then.
-    pub fn add_as(&mut self, number: usize, file: &FileTable) -> Result<(), NoRoom> {
         if self.pages.len() + file.pages.len() > self.max_pages as usize {
             return Err(NoRoom::Pages(self.max_pages));
         }
@@ -100,17 +90,14 @@ impl Tables {
         } else {
             0
         };
-        if self.files.len() <= number {
-            self.files.resize(number + 1, FileRecord::default());
-        }
-        self.files[number] = FileRecord {
+        self.files.push(FileRecord {
             pages: self.pages.len() as u32,
             first_page: file.first_page,
             page_count: pages.len() as u32,
             flags,
-        };
+        });
         self.pages.append(&mut pages);
-        Ok(())
+        Ok(self.files.len() as u32 - 1)
     }
 
     /// All rows; those of [`Page::first`] on.
