@@ -20,6 +20,7 @@ use super::{
     reporter::{Finished, Reporter},
     signals::{Request, Signals},
     snapshot::{self, AllocRate, Snapshot},
+    unwinding::Unwinding,
 };
 use crate::{
     bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
@@ -58,6 +59,7 @@ pub struct Watch {
     pub trampoline_found: bool,
     /// How often perf events had fallen silent.
     pub silent_periods: u64,
+    pub unwinding: Unwinding,
 }
 
 /// Figures of the last check.
@@ -324,6 +326,7 @@ impl Watch {
         attachment.detach(|closed, all| {
             progress.phase(format!("taking the probes out: {closed} of {all}"));
         });
+        let notes = self.unwinding.end();
         let mut end = end?;
         let execs = maps.counters()?.events[Counter::Exec as usize];
         if end == EndReason::TargetExit && execs > self.expected_execs {
@@ -349,7 +352,7 @@ impl Watch {
             memory: self.memory,
             memory_read: self.memory_read,
         };
-        reporter.finish(snapshot, disabled, Vec::new())
+        reporter.finish(snapshot, disabled, notes)
     }
 }
 

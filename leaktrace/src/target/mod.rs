@@ -14,7 +14,7 @@ pub mod mapping_watch;
 pub mod memory;
 pub mod select;
 pub mod status;
-mod vdso;
+pub(crate) mod vdso;
 
 use std::{
     fs::{self, File},
