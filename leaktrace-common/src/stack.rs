@@ -34,13 +34,16 @@ pub enum StackEnd {
     /// The unwind tables led to a stack pointer that can't be one: not above the
     /// last, or not aligned.
     BadStackPointer = 10,
-    /// No memory to unwind in: too many programs were interrupted at once.
-    NoScratch = 11,
+    /// A return address that a return probe has replaced, of another tracer or
+    /// of a function that is watched: the real one is not known.
+    ReturnProbe = 11,
+    /// The stack or the mappings changed while it was walked.
+    Changed = 12,
 }
 
 impl StackEnd {
     /// Every end, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::ChainEnd,
         Self::TooDeep,
         Self::BadFramePointer,
@@ -52,13 +55,62 @@ impl StackEnd {
         Self::Gap,
         Self::UnsupportedRule,
         Self::BadStackPointer,
-        Self::NoScratch,
+        Self::ReturnProbe,
+        Self::Changed,
     ];
 
     /// The end with this number.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|end| *end as u32 == number)
+    }
+}
+
+/// Where a frame is, in one word: the number of a file (16 bits) and an offset in
+/// it (48 bits), so that it does not depend on where the file is mapped; or, with
+/// number 0, an address in code that has no file.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrameWord(pub u64);
+
+impl FrameWord {
+    /// The bits of the offset, or of the address.
+    pub const OFFSET_MASK: u64 = (1 << Self::OFFSET_BITS) - 1;
+    const OFFSET_BITS: u32 = 48;
+
+    /// A place in a file with a number other than 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn in_file(file: u16, offset: u64) -> Self {
+        Self((file as u64) << Self::OFFSET_BITS | offset & Self::OFFSET_MASK)
+    }
+
+    /// An address in no file. The higher bits of a wild one are lost: no code of
+    /// a process is there, unless it asks for more than 47 bits of addresses.
+    #[must_use]
+    pub const fn at_address(address: u64) -> Self {
+        Self(address & Self::OFFSET_MASK)
+    }
+
+    /// The file's number, 0 for none.
+    #[must_use]
+    pub const fn file(self) -> u16 {
+        (self.0 >> Self::OFFSET_BITS) as u16
+    }
+
+    /// The offset in the file, or the address.
+    #[must_use]
+    pub const fn offset(self) -> u64 {
+        self.0 & Self::OFFSET_MASK
+    }
+
+    /// The byte before, which a return address's call ends with.
+    #[must_use]
+    pub const fn before(self) -> Self {
+        match self.offset() {
+            0 => self,
+            _ => Self(self.0 - 1),
+        }
     }
 }
 
@@ -75,8 +127,14 @@ pub struct StackRecord {
     pub end: u32,
     /// How many of `frames` are valid.
     pub depth: u32,
-    /// Addresses: frame 0 is the probed instruction in the watched function,
-    /// the others are return addresses, from the caller outwards.
+    /// The generation of the mappings that it was walked by.
+    pub mappings: u32,
+    /// Always 0.
+    pub padding: u32,
+    /// Frame 0 is the probed instruction in the watched function, the others
+    /// are return addresses, from the caller outwards: the number of the file
+    /// in the upper 16 bits with the offset there in the others, or an address
+    /// where the number is 0.
     pub frames: [u64; MAX_FRAMES],
 }
 
@@ -104,11 +162,13 @@ impl StackRecord {
         check: 0,
         end: 0,
         depth: 0,
+        mappings: 0,
+        padding: 0,
         frames: [0; MAX_FRAMES],
     };
 }
 
-const _: () = assert!(size_of::<StackRecord>() == 16 + 8 * MAX_FRAMES);
+const _: () = assert!(size_of::<StackRecord>() == 24 + 8 * MAX_FRAMES);
 const _: () = assert!(size_of::<StackSums>() == 40);
 
 #[cfg(feature = "user")]
@@ -117,3 +177,31 @@ unsafe impl aya::Pod for StackRecord {}
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.
 unsafe impl aya::Pod for StackSums {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_word_holds_a_file_and_an_offset_or_an_address() {
+        let last = FrameWord::in_file(u16::MAX, FrameWord::OFFSET_MASK);
+        assert_eq!(last.0, u64::MAX);
+        assert_eq!((last.file(), last.offset()), (0xffff, 0xffff_ffff_ffff));
+        let frame = FrameWord::in_file(3, 0x1234);
+        assert_eq!((frame.file(), frame.offset()), (3, 0x1234));
+        assert_eq!(FrameWord::in_file(3, 1 << 48).file(), 3);
+        let wild = FrameWord::at_address(0xdead_7fff_1234_5678);
+        assert_eq!((wild.file(), wild.offset()), (0, 0x7fff_1234_5678));
+    }
+
+    #[test]
+    fn the_byte_before_is_in_the_same_file() {
+        assert_eq!(
+            FrameWord::in_file(3, 0x10).before(),
+            FrameWord::in_file(3, 0xf)
+        );
+        for first in [FrameWord::in_file(3, 0), FrameWord::at_address(0)] {
+            assert_eq!(first.before(), first);
+        }
+    }
+}

@@ -137,14 +137,8 @@ fn allocate<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, con
     }
     count(Counter::AllocCalls);
 
-    stacks::capture(
-        record,
-        function_ip,
-        stack_pointer,
-        registers.frame_pointer(),
-    );
-    if record.return_address == trampoline {
-        // The rest of a call that was entered before events counted.
+    record.function_ip = function_ip;
+    if !stacks::capture::<L>(record, thread, control, registers) {
         count(Counter::TailCall);
         return;
     }
@@ -239,9 +233,7 @@ fn record_block<L: LiveTable>(record: &mut InFlight, block: u64, registers: Regi
         count(Counter::SizeTooLarge);
         size = MAX_SIZE;
     }
-    // The return has popped the return address, and nothing else.
-    let stack_pointer = registers.stack_pointer() - RETURN_ADDRESS_SIZE;
-    let (stack_id, sums) = stacks::sums_for(record, stack_pointer, registers.frame_pointer());
+    let (stack_id, sums) = stacks::sums_for(record);
     let Some(sums) = sums else {
         count(Counter::SumMissing);
         return;

@@ -37,9 +37,10 @@ pub struct Report {
     /// When that was, since the start; `None` when it could not be read again
     /// after the start.
     pub memory_read: Option<Duration>,
-    /// Share of the allocations whose stack is complete, 0 to 1; `None`
-    /// without allocations.
-    pub complete_share: Option<f64>,
+    /// How many of the stacks are complete.
+    pub complete: CompleteShare,
+    /// Whether the stacks' return addresses can be true.
+    pub self_check: SelfCheck,
     /// Sites that pass the filters, ordered by [`TraceInfo::sort`], largest
     /// first. In a periodic report only the first `--top`; in the last and in
     /// written outputs all.
@@ -256,20 +257,50 @@ pub struct Site {
     pub frames: Arc<[Frame]>,
 }
 
+/// How much has complete stacks, 0 to 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CompleteShare {
+    /// Of the allocations; `None` without any.
+    pub calls: Option<f64>,
+    /// Of the bytes that are held; `None` when nothing is.
+    pub bytes: Option<f64>,
+}
+
+/// What the target's code says of the return addresses in stacks: in front of a
+/// true one there is a call, as a rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SelfCheck {
+    /// Different return addresses in files that could be read, apart from those
+    /// of signal handlers, which nothing called.
+    pub return_addresses: u64,
+    /// How many of them follow a call.
+    pub after_call: u64,
+    /// Stacks that are complete though they have one that does not.
+    pub doubtful_stacks: u64,
+}
+
+impl SelfCheck {
+    /// Share of the return addresses that follow a call; `None` without any.
+    #[must_use]
+    pub fn share(&self) -> Option<f64> {
+        (self.return_addresses > 0).then(|| self.after_call as f64 / self.return_addresses as f64)
+    }
+}
+
 /// How a stack ended, for a person.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Completeness {
     /// It reaches the function in which its thread began.
     Complete,
-    /// It does not, for this reason.
-    Incomplete(&'static str),
+    /// It does not, for this reason, which may name a file of the target.
+    Incomplete(Arc<str>),
 }
 
 impl Completeness {
     /// Whether nothing is missing.
     #[must_use]
-    pub fn is_complete(self) -> bool {
-        self == Self::Complete
+    pub fn is_complete(&self) -> bool {
+        *self == Self::Complete
     }
 }
 

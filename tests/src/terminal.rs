@@ -173,16 +173,21 @@ fn pair() -> Result<(File, File)> {
     Ok((user.into(), programs))
 }
 
-/// The one child of process `pid`.
+/// The one child of process `pid`; the reader of its symbols does not count.
 ///
 /// # Errors
 /// When it has none, or several.
 pub fn only_child(pid: u32) -> Result<u32> {
     let mut children = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = std::fs::read_to_string(task?.path().join("children"))?;
+        // Threads end meanwhile, and with them their directories.
+        let children_file = task?.path().join("children");
+        let text = std::fs::read_to_string(children_file).unwrap_or_default();
         for child in text.split_whitespace() {
-            children.push(child.parse()?);
+            let command = std::fs::read_to_string(format!("/proc/{child}/cmdline"));
+            if !command.is_ok_and(|command| command.contains("__read-symbols")) {
+                children.push(child.parse()?);
+            }
         }
     }
     match children.as_slice() {

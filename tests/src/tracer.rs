@@ -20,7 +20,9 @@ use crate::{
 };
 
 /// How long attaching, and ending with all outputs, may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+fn patience() -> Duration {
+    Duration::from_secs(if suite::is_emulated() { 180 } else { 60 })
+}
 
 /// The binary that is tested: `LEAKTRACE_BIN`, or the workspace's release build.
 #[must_use]
@@ -260,7 +262,8 @@ impl Tracer {
     /// # Errors
     /// When leaktrace ends before, or takes too long.
     pub fn wait_for_line(&mut self, wanted: impl Fn(&str) -> bool) -> Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+        let patience = patience();
+        let deadline = Instant::now() + patience;
         loop {
             match self
                 .errors
@@ -274,7 +277,7 @@ impl Tracer {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("not yet after {PATIENCE:?}; it said: {:#?}", self.said)
+                    bail!("not yet after {patience:?}; it said: {:#?}", self.said)
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!(
                     "leaktrace ended ({:?}); it said: {:#?}",
@@ -332,7 +335,7 @@ impl Tracer {
     /// # Errors
     /// When it does not come in time.
     pub fn ended(mut self) -> Result<Ended> {
-        self.end_within(PATIENCE)
+        self.end_within(patience())
     }
 
     fn end_within(&mut self, patience: Duration) -> Result<Ended> {

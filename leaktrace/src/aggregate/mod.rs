@@ -2,17 +2,29 @@
 //! sites are filtered, ordered and cut here.
 
 mod ages;
+mod completeness;
+mod self_check;
 mod sites;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::Result;
-use leaktrace_common::stack::{NOT_STORED, StackEnd};
+use leaktrace_common::stack::{FrameWord, NOT_STORED, StackEnd};
 
 use crate::{
     bpf::Maps,
-    model::{Completeness, Frame, Site, SortKey, Sums},
+    model::{CompleteShare, Completeness, Frame, SelfCheck, Site, SortKey, Sums},
     symbolize::Symbolizer,
+    target::code_files::CodeFiles,
+};
+
+use self::{
+    completeness::completeness,
+    self_check::{CallCheck, Looked},
 };
 
 pub use ages::{AgeFilter, BlockAges};
@@ -41,15 +53,15 @@ pub struct Sites {
     pub count: usize,
     /// Sums over all stacks, before filters.
     pub totals: Sums,
-    /// Share of allocations with complete stacks.
-    pub complete_share: Option<f64>,
+    /// How many of the stacks are complete.
+    pub complete: CompleteShare,
 }
 
 /// A stack whose frames were read from the kernel.
 struct KnownStack {
-    addresses: Box<[u64]>,
-    end: Option<StackEnd>,
-    complete: bool,
+    /// What to look up.
+    places: Box<[FrameWord]>,
+    end: Completeness,
     frames: Option<Arc<[Frame]>>,
 }
 
@@ -57,15 +69,18 @@ struct KnownStack {
 pub struct Aggregator {
     symbolizer: Symbolizer,
     stacks: HashMap<u64, KnownStack>,
+    calls: CallCheck,
 }
 
 impl Aggregator {
-    /// Knows no stack yet.
+    /// Knows no stack yet. Frames name files by their numbers in `code`, for the
+    /// symbolizer as well.
     #[must_use]
-    pub fn new(symbolizer: Symbolizer) -> Self {
+    pub fn new(symbolizer: Symbolizer, code: Arc<Mutex<CodeFiles>>) -> Self {
         Self {
             symbolizer,
             stacks: HashMap::new(),
+            calls: CallCheck::new(code),
         }
     }
 
@@ -74,10 +89,10 @@ impl Aggregator {
         &mut self.symbolizer
     }
 
-    /// Reads the frames of stacks that were not met before. Their addresses
-    /// are turned into files and offsets at once, while the mappings they were
-    /// made in are known; `refresh` is called, once at most, when an address
-    /// lies in none, to read the mappings again.
+    /// Reads the frames of stacks that were not met before. Addresses in them
+    /// that the kernel side could not, are turned into files and offsets at once,
+    /// while the mappings they were made in are known; `refresh` is called, once
+    /// at most, when an address lies in none, to read the mappings again.
     ///
     /// # Errors
     /// When the kernel's maps can't be read.
@@ -99,30 +114,59 @@ impl Aggregator {
                 continue; // Just being written.
             }
             let depth = (record.depth as usize).min(record.frames.len());
-            let addresses: Box<[u64]> = record.frames[..depth].into();
-            if !self.symbolizer.knows(&addresses) && !fresh {
+            let mut stack = record.frames.map(FrameWord);
+            let stack = &mut stack[..depth];
+            if !self.symbolizer.locate(stack) && !fresh {
                 refresh(&mut self.symbolizer);
                 fresh = true;
-                self.symbolizer.knows(&addresses);
+                self.symbolizer.locate(stack);
             }
-            let known = self.learn(addresses, record.end);
+            let known = self.learn(stack, record.end);
             self.stacks.insert(*id, known);
         }
         Ok(())
     }
 
-    fn learn(&mut self, addresses: Box<[u64]>, end: u32) -> KnownStack {
-        let end = StackEnd::from_number(end);
-        let complete = match end {
-            Some(StackEnd::Complete) => true,
-            Some(StackEnd::ChainEnd) => self.symbolizer.begins_thread(&addresses),
-            _ => false,
-        };
+    fn learn(&mut self, stack: &[FrameWord], end: u32) -> KnownStack {
+        let Looked {
+            places,
+            is_doubtful,
+        } = self.calls.look_at(stack);
+        let last = places.last().copied();
+        let file = last.and_then(|last| self.symbolizer.path(last));
+        let begins_thread = || last.is_some_and(|last| self.symbolizer.begins_thread(last));
+        let end = completeness(StackEnd::from_number(end), begins_thread, || file);
+        if is_doubtful && end.is_complete() {
+            self.calls.doubt();
+        }
         KnownStack {
-            addresses,
+            places,
             end,
-            complete,
             frames: None,
+        }
+    }
+
+    /// Whether the return addresses of all stacks can be true.
+    #[must_use]
+    pub fn self_check(&self) -> SelfCheck {
+        self.calls.result()
+    }
+
+    /// How much of all sums has complete stacks.
+    fn complete(&self, sums: &[(u64, Sums)]) -> CompleteShare {
+        let share = |of: fn(&Sums) -> u64| {
+            let weigh = |(_, sums): &(u64, Sums)| u128::from(of(sums));
+            let is_complete = |(id, _): &&(u64, Sums)| {
+                let known = self.stacks.get(id);
+                known.is_some_and(|stack| stack.end.is_complete())
+            };
+            let all: u128 = sums.iter().map(weigh).sum();
+            let complete: u128 = sums.iter().filter(is_complete).map(weigh).sum();
+            (all > 0).then(|| complete as f64 / all as f64)
+        };
+        CompleteShare {
+            calls: share(|sums| sums.alloc_blocks),
+            bytes: share(Sums::live_bytes),
         }
     }
 
@@ -137,13 +181,6 @@ impl Aggregator {
         let totals = sums
             .iter()
             .fold(Sums::default(), |all, (_, one)| sites::add(all, *one));
-        let (all, complete) = sums.iter().fold((0, 0), |(all, complete), (id, one)| {
-            let is_complete = self.stacks.get(id).is_some_and(|stack| stack.complete);
-            (
-                all + one.alloc_blocks,
-                complete + if is_complete { one.alloc_blocks } else { 0 },
-            )
-        });
         let mut rows = sites::rows(sums, ages, selection);
         let count = rows.len();
         let growing = sites::fastest(&rows, selection.growing);
@@ -161,7 +198,7 @@ impl Aggregator {
             growing,
             count,
             totals,
-            complete_share: (all > 0).then(|| complete as f64 / all as f64),
+            complete: self.complete(sums),
         }
     }
 
@@ -180,40 +217,13 @@ impl Aggregator {
 
     fn resolve(&mut self, id: u64) -> (Arc<[Frame]>, Completeness) {
         let Some(stack) = self.stacks.get_mut(&id) else {
-            return (
-                Arc::from([]),
-                Completeness::Incomplete(reason(Some(StackEnd::NotStored))),
-            );
+            let end = completeness(Some(StackEnd::NotStored), || false, || None);
+            return (Arc::from([]), end);
         };
         let frames = stack
             .frames
-            .get_or_insert_with(|| self.symbolizer.resolve_stack(&stack.addresses))
+            .get_or_insert_with(|| self.symbolizer.resolve_stack(&stack.places))
             .clone();
-        let end = if stack.complete {
-            Completeness::Complete
-        } else {
-            Completeness::Incomplete(reason(stack.end))
-        };
-        (frames, end)
-    }
-}
-
-/// Why a stack is not complete, for a person.
-fn reason(end: Option<StackEnd>) -> &'static str {
-    match end {
-        Some(StackEnd::ChainEnd) => "the chain of frame pointers ends early",
-        Some(StackEnd::TooDeep) => "deeper than 127 frames",
-        Some(StackEnd::BadFramePointer) => "a function keeps no frame pointer",
-        Some(StackEnd::Unreadable) => "stack memory could not be read",
-        Some(StackEnd::NotStored) => "stack not stored",
-        // Not shown: the stack is complete.
-        Some(StackEnd::Complete) => "complete",
-        Some(StackEnd::Guessed) => "a frame was guessed",
-        Some(StackEnd::NoMapping) => "an address in no known mapping",
-        Some(StackEnd::Gap) => "no unwind information",
-        Some(StackEnd::UnsupportedRule) => "unwind information that is not supported",
-        Some(StackEnd::BadStackPointer) => "a wrong stack pointer",
-        Some(StackEnd::NoScratch) => "no memory to unwind in",
-        None => "unknown end of stack",
+        (frames, stack.end.clone())
     }
 }

@@ -75,6 +75,25 @@ pub fn processor_levels() -> Vec<&'static str> {
     levels
 }
 
+/// Most bytes of a call: with an index, a 32-bit displacement, a prefix for more
+/// registers and one for indirect branches.
+pub const LONGEST_CALL: usize = 9;
+
+/// Whether code ends with a call.
+#[must_use]
+pub fn ends_with_call(code: &[u8]) -> bool {
+    (2..=LONGEST_CALL.min(code.len())).any(|length| {
+        let last = &code[code.len() - length..];
+        let instruction = Decoder::new(64, last, DecoderOptions::NONE).decode();
+        instruction.len() == length
+            && (instruction.is_call_near() || instruction.is_call_near_indirect())
+    })
+}
+
+/// Where signal handlers return to: `mov $15, %rax; syscall` (`rt_sigreturn`), in
+/// exactly this form, by which unwinders know it.
+pub const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
+
 /// What a function that starts threads does when the thread's own function
 /// returns: it passes the result to the system call `exit` (60).
 pub const THREAD_EXITS: [&[u8]; 3] = [
@@ -452,4 +471,46 @@ pub fn branches_into(code: &[u8], address: u64, entries: &[u64]) -> Vec<u64> {
     found.sort_unstable();
     found.dedup();
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_every_length_are_found() {
+        let calls: [&[u8]; 9] = [
+            &[0xff, 0xd0],                               // call *%rax
+            &[0x41, 0xff, 0xd4],                         // call *%r12
+            &[0xff, 0x50, 0x18],                         // call *24(%rax)
+            &[0x3e, 0xff, 0xd0],                         // notrack call *%rax
+            &[0xe8, 0, 0, 0, 0],                         // call
+            &[0xff, 0x15, 1, 2, 3, 0],                   // call *0x30201(%rip)
+            &[0x66, 0x66, 0x48, 0xe8, 0, 0, 0, 0],       // of __tls_get_addr
+            &[0x42, 0xff, 0x94, 0xe8, 0, 1, 0, 0],       // call *256(%rax,%r13,8)
+            &[0x3e, 0x42, 0xff, 0x94, 0xe8, 0, 1, 0, 0], // notrack, the same
+        ];
+        for call in calls {
+            assert!(ends_with_call(call), "{call:x?}");
+            let nops = vec![0x90; LONGEST_CALL - call.len()];
+            assert!(ends_with_call(&[&nops[..], call].concat()), "{call:x?}");
+            assert!(!ends_with_call(&[call, &[0x90][..]].concat()), "{call:x?}");
+        }
+    }
+
+    #[test]
+    fn other_code_is_no_call() {
+        let others: [&[u8]; 7] = [
+            &[],
+            &[0xe8],
+            &[0x90; LONGEST_CALL],
+            &[0xe9, 0, 0, 0, 0], // jmp
+            &[0xff, 0xe0],       // jmp *%rax
+            &[0xff, 0x58, 0x18], // lcall *24(%rax)
+            &SIGNAL_RETURN,
+        ];
+        for code in others {
+            assert!(!ends_with_call(code), "{code:x?}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ pub mod allocators;
 pub mod host;
 pub mod symbols;
 pub mod target;
+mod unwinding;
 
 use std::{
     fmt::Write as _,
@@ -13,7 +14,12 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{bpf::Features, exit, host::privilege::Privilege, target::Process};
+use crate::{
+    bpf::Features,
+    exit,
+    host::privilege::{Privilege, raise_locked_memory_limit},
+    target::Process,
+};
 pub use host::{feature_checks, host_checks};
 pub use target::{target_checks, target_error_check};
 
@@ -103,6 +109,8 @@ const AS_ROOT: &str = "sudo leaktrace doctor";
 pub fn print(pid: Option<u32>) -> Result<exit::Outcome> {
     let mut checks = host_checks();
     if Privilege::current().missing().is_empty() {
+        // As tracing does before it tries what the kernel has.
+        let _ = raise_locked_memory_limit();
         checks.extend(feature_checks(&Features::from_environment()?.list()));
     } else {
         // The kernel would answer that it has none.

@@ -6,6 +6,7 @@ use super::{
     AS_ROOT, Check,
     allocators::{GO, KnownAllocator},
     symbols::{Symbols, debug_package_hint},
+    unwinding::{Unwinding, code_without_file, unwinding_check},
 };
 use crate::{
     elf::ElfFile,
@@ -14,6 +15,7 @@ use crate::{
         mapped_file::{MappedFile, open_executable_files},
         mapping::read_mappings,
     },
+    unwind::Reason,
 };
 
 /// What is wrong with a process that can't even be opened.
@@ -79,6 +81,9 @@ pub fn target_checks(process: &Process) -> Vec<Check> {
     let (files, problems) = open_executable_files(process, &mappings);
     let files: Vec<File> = files.iter().map(|file| File::look_into(file)).collect();
     checks.extend(allocator_checks(process, &files));
+    let unwinding = |file: &File| unwinding_check(&file.shown(), &file.unwinding);
+    checks.extend(files.iter().map(unwinding));
+    checks.extend(code_without_file(&mappings));
     checks.extend(files.iter().map(|file| symbol_check(file, pid)));
     checks.extend(
         problems.iter().map(|problem| {
@@ -103,6 +108,7 @@ struct File {
     path: std::path::PathBuf,
     deleted: bool,
     symbols: Result<Symbols, String>,
+    unwinding: Result<Unwinding, Reason>,
     exports_malloc: bool,
     /// It is a program without a loader.
     is_static: bool,
@@ -110,7 +116,7 @@ struct File {
 
 impl File {
     fn look_into(file: &MappedFile) -> Self {
-        let (symbols, exports_malloc, is_static) = match file.map() {
+        let (symbols, unwinding, exports_malloc, is_static) = match file.map() {
             Ok(bytes) => {
                 let elf = ElfFile::parse(&bytes).ok();
                 let exports = |elf: &ElfFile<'_>| {
@@ -121,20 +127,32 @@ impl File {
                 };
                 (
                     Symbols::read(&bytes, file.path()),
+                    Unwinding::read(&bytes),
                     elf.as_ref().is_some_and(exports),
                     elf.as_ref().is_some_and(ElfFile::is_static),
                 )
             }
-            Err(error) => (Err(error.to_string()), false, false),
+            Err(error) => (Err(error.to_string()), Err(error.into()), false, false),
         };
         let (path, deleted) = (file.path().to_path_buf(), file.is_deleted());
         Self {
             path,
             deleted,
             symbols,
+            unwinding,
             exports_malloc,
             is_static,
         }
+    }
+
+    /// Its path, with what is strange about it.
+    fn shown(&self) -> String {
+        let replaced = if self.deleted {
+            " (deleted or replaced; read as it is mapped)"
+        } else {
+            ""
+        };
+        format!("{}{replaced}", self.path.display())
     }
 
     fn file_name(&self) -> String {
@@ -211,48 +229,37 @@ fn allocator_checks(process: &Process, files: &[File]) -> Vec<Check> {
 
 fn symbol_check(file: &File, pid: u32) -> Check {
     const NAME: &str = "symbols";
-    let path = file.path.display();
-    let replaced = if file.deleted {
-        " (deleted or replaced; read as it is mapped)"
-    } else {
-        ""
-    };
+    let shown = file.shown();
     let hint = |symbols: &Symbols| {
         debug_package_hint(Path::new(&file.path), symbols.build_id.as_deref(), pid)
     };
     match &file.symbols {
         Err(why) => Check::warning(
             NAME,
-            format!("{path}{replaced}: not readable as an ELF file: {why}"),
+            format!("{shown}: not readable as an ELF file: {why}"),
             "nothing to do, if it is code that a program makes for itself (JIT)",
         ),
         Ok(symbols) => match symbols {
             Symbols {
                 debug_info: true, ..
-            } => Check::ok(
-                NAME,
-                format!("{path}{replaced}: functions and source lines"),
-            ),
+            } => Check::ok(NAME, format!("{shown}: functions and source lines")),
             Symbols {
                 debug_file: Some(debug),
                 ..
             } => Check::ok(
                 NAME,
                 format!(
-                    "{path}{replaced}: functions and source lines, in {}",
+                    "{shown}: functions and source lines, in {}",
                     debug.display()
                 ),
             ),
             Symbols {
                 symbol_table: true, ..
-            } => Check::ok(
-                NAME,
-                format!("{path}{replaced}: functions, no source lines"),
-            ),
+            } => Check::ok(NAME, format!("{shown}: functions, no source lines")),
             Symbols { exported: true, .. } => Check::warning(
                 NAME,
                 format!(
-                    "{path}{replaced}: exported functions only (stripped{})",
+                    "{shown}: exported functions only (stripped{})",
                     missing_debug_file(symbols)
                 ),
                 hint(symbols),
@@ -260,7 +267,7 @@ fn symbol_check(file: &File, pid: u32) -> Check {
             Symbols { .. } => Check::warning(
                 NAME,
                 format!(
-                    "{path}{replaced}: no functions' names (stripped{})",
+                    "{shown}: no functions' names (stripped{})",
                     missing_debug_file(symbols)
                 ),
                 hint(symbols),
@@ -326,6 +333,14 @@ mod tests {
             "{symbols:?}"
         );
         assert!(symbols.len() >= 3, "{symbols:?}");
+        let unwinding = texts(&checks, "unwinding");
+        assert_eq!(unwinding.len(), symbols.len(), "{unwinding:?}");
+        assert!(
+            unwinding
+                .iter()
+                .any(|text| text.starts_with("ok ") && text.contains("libc.so.6: by .eh_frame, ")),
+            "{unwinding:?}"
+        );
     }
 
     #[test]
@@ -395,6 +410,7 @@ mod tests {
             path: "/lib/x.so".into(),
             deleted: true,
             symbols: Ok(symbols),
+            unwinding: Err(Reason::NoInformation),
             exports_malloc: false,
             is_static: false,
         };

@@ -56,6 +56,12 @@ pub fn give_way() {
     }
 }
 
+/// Makes this thread as important as others are, where the kernel allows it:
+/// one that does little, but has to do it at once.
+pub fn keep_up() {
+    let _ = setpriority_process(Some(rustix::thread::gettid()), 0);
+}
+
 #[cfg(test)]
 mod tests {
     use std::{

@@ -209,8 +209,8 @@ fn subtitle(report: &Report) -> String {
     if report.inexact() > 0 {
         text.push_str(" | totals are inexact");
     }
-    if let Some(share) = report.complete_share {
-        text.push_str(&format!(" | stacks complete {}", quantity::percent(share)));
+    if let Some(shares) = quantity::complete(report.complete) {
+        text.push_str(&format!(" | stacks complete {shares}"));
     }
     text
 }

@@ -47,7 +47,7 @@ pub fn labels<'a>(report: &Report, site: &'a Site, inlined: &str) -> Vec<Label<'
         text: escaped(text),
         frame: None,
     };
-    match site.end {
+    match &site.end {
         Completeness::Incomplete(reason) => {
             labels.push(mark(&format!("[incomplete: {reason}]")));
         }

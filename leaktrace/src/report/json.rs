@@ -24,7 +24,8 @@
 //! | `watched` | list of `path`, `build_id`, `functions` |
 //! | `counters` | every counter by its name |
 //! | `nested_calls` | list of `outer`, `inner` (`alloc`, `alloc_array`, `realloc`, `realloc_array`, `alloc_out`, `free`), `count`: allocator calls made inside others, counted as part of the outer one; only those that occurred |
-//! | `totals` | over all stacks, whatever filters by age say: `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`, `freed_blocks`; `lost` events (not 0: all of these are lower bounds), `inexact` events, `exact` (neither occurred), `complete_share` of the allocations have complete stacks |
+//! | `totals` | over all stacks, whatever filters by age say: `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`, `freed_blocks`; `lost` events (not 0: all of these are lower bounds), `inexact` events, `exact` (neither occurred), `complete_share` of the allocations and `complete_bytes_share` of the bytes held have complete stacks |
+//! | `unwinding` | whether return addresses in stacks can be true: `return_addresses`, how many different ones were looked at in their files; `after_call`, how many of them follow a call instruction, and `after_call_share`; `doubtful_stacks`, how many stacks are complete though they have one that does not |
 //! | `alloc_per_second` | allocations per second, since the report before or, at the end, the start |
 //! | `cost` | share of the target's CPU time that tracing takes |
 //! | `cost_cpus` | CPU time per second that tracing takes of the target |
@@ -50,8 +51,8 @@ use leaktrace_common::{counter::Counter, function::Role};
 use serde::Serialize;
 
 use crate::model::{
-    EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo, Report, Site, TraceInfo,
-    WatchedFileInfo,
+    Completeness, EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo, Report,
+    SelfCheck, Site, TraceInfo, WatchedFileInfo,
 };
 
 /// Version of the schema that this writes.
@@ -87,6 +88,7 @@ pub struct Document<'a> {
     counters: BTreeMap<&'static str, u64>,
     nested_calls: Vec<NestedCalls>,
     totals: Totals,
+    unwinding: Unwinding,
     alloc_per_second: f64,
     cost: Option<f64>,
     cost_cpus: Option<f64>,
@@ -152,6 +154,15 @@ struct Totals {
     inexact: u64,
     exact: bool,
     complete_share: Option<f64>,
+    complete_bytes_share: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Unwinding {
+    return_addresses: u64,
+    after_call: u64,
+    after_call_share: Option<f64>,
+    doubtful_stacks: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -188,7 +199,7 @@ struct Stack<'a> {
     growth_per_minute: f64,
     oldest_age_ns: Option<u64>,
     complete: bool,
-    end: &'static str,
+    end: &'a str,
     frames: Vec<StackFrame<'a>>,
 }
 
@@ -234,6 +245,7 @@ impl<'a> Document<'a> {
                 .collect(),
             nested_calls: nested_calls(report),
             totals: Totals::of(report),
+            unwinding: Unwinding::of(&report.self_check),
             alloc_per_second: report.alloc_rate,
             cost: report.cost,
             cost_cpus: report.cost_cpus,
@@ -311,7 +323,19 @@ impl Totals {
             lost,
             inexact,
             exact: lost == 0 && inexact == 0,
-            complete_share: report.complete_share,
+            complete_share: report.complete.calls,
+            complete_bytes_share: report.complete.bytes,
+        }
+    }
+}
+
+impl Unwinding {
+    fn of(check: &SelfCheck) -> Self {
+        Self {
+            return_addresses: check.return_addresses,
+            after_call: check.after_call,
+            after_call_share: check.share(),
+            doubtful_stacks: check.doubtful_stacks,
         }
     }
 }
@@ -335,9 +359,9 @@ impl Sample {
 
 impl<'a> Stack<'a> {
     fn of(site: &'a Site) -> Self {
-        let end = match site.end {
-            crate::model::Completeness::Complete => "complete",
-            crate::model::Completeness::Incomplete(reason) => reason,
+        let end = match &site.end {
+            Completeness::Complete => "complete",
+            Completeness::Incomplete(reason) => reason,
         };
         Self {
             id: format!("{:016x}", site.stack_id),

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use leaktrace_common::counter::Counter;
 
+use crate::model::CompleteShare;
+
 const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 const COUNT_UNITS: [&str; 5] = ["", "k", "M", "G", "T"];
 
@@ -175,6 +177,17 @@ pub fn percent(share: f64) -> String {
     }
 }
 
+/// How many stacks are complete: `99.93 % (98.7 % of bytes)`, or one figure when
+/// there is no other; `None` without any.
+#[must_use]
+pub fn complete(share: CompleteShare) -> Option<String> {
+    let calls = percent(share.calls?);
+    Some(match share.bytes.map(percent) {
+        Some(bytes) if bytes != calls => format!("{calls} ({bytes} of bytes)"),
+        _ => calls,
+    })
+}
+
 /// A share of 1 within a sentence: as [`percent`], but `under 0.1 %`.
 #[must_use]
 pub fn percent_in_words(share: f64) -> String {
@@ -312,6 +325,18 @@ mod tests {
         assert_eq!(percent_whole(0.12), "12 %");
         assert_eq!(percent_whole(0.999_999), ">99 %");
         assert_eq!(percent_whole(1.0), "100 %");
+    }
+
+    #[test]
+    fn a_second_share_is_shown_where_it_differs() {
+        let shown = |calls, bytes| complete(CompleteShare { calls, bytes });
+        assert_eq!(shown(None, Some(1.0)), None);
+        assert_eq!(shown(Some(0.5), None).unwrap(), "50 %");
+        assert_eq!(shown(Some(1.0), Some(1.0)).unwrap(), "100 %");
+        assert_eq!(
+            shown(Some(0.9993), Some(0.5)).unwrap(),
+            "99.93 % (50 % of bytes)"
+        );
     }
 
     #[test]

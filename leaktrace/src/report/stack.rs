@@ -33,7 +33,7 @@ pub fn brief(site: &Site, columns: usize) -> Line {
     let mut line = Line::default();
     let frames = program_frames(&site.frames);
     let Some((innermost, callers)) = frames.split_first() else {
-        line.push(Look::Plain, nameless(site.end));
+        line.push(Look::Plain, nameless(&site.end));
         line.cut(columns);
         return line;
     };
@@ -83,7 +83,7 @@ fn innermost_text(frame: &Frame, columns: usize) -> (String, String) {
     (name::fitted(bare, columns).into_owned(), String::new())
 }
 
-fn nameless(end: Completeness) -> String {
+fn nameless(end: &Completeness) -> String {
     match end {
         Completeness::Complete => "[no stack]".to_owned(),
         Completeness::Incomplete(reason) => format!("[{}]", name::clean(reason)),
@@ -96,8 +96,8 @@ fn nameless(end: Completeness) -> String {
 pub fn whole(site: &Site, indent: usize, columns: Option<usize>) -> impl Iterator<Item = Line> {
     let blank = " ".repeat(indent);
     let room = columns.map(|columns| columns.saturating_sub(indent));
-    let last = match site.end {
-        _ if site.frames.is_empty() => Some(nameless(site.end)),
+    let last = match &site.end {
+        _ if site.frames.is_empty() => Some(nameless(&site.end)),
         Completeness::Complete => None,
         Completeness::Incomplete(reason) => {
             Some(format!("[the stack ends here: {}]", name::clean(reason)))

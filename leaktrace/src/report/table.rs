@@ -4,7 +4,7 @@
 use leaktrace_common::counter::{Counter, Effect};
 
 use crate::{
-    model::{MemorySample, Report, Site, SortKey},
+    model::{CompleteShare, MemorySample, Report, Site, SortKey},
     report::{
         line::{Line, Look, width},
         quantity, stack,
@@ -202,11 +202,14 @@ fn events_line(report: &Report, columns: usize) -> Line {
         lost => Part::new(5, [format!("LOST {}", quantity::count(lost))]).look(Look::Alarm),
     };
     parts.push(lost.after_bar());
-    if let Some(share) = report.complete_share {
-        let share = quantity::percent(share);
+    if let Some(shares) = quantity::complete(report.complete) {
+        let brief = quantity::complete(CompleteShare {
+            bytes: None,
+            ..report.complete
+        });
         let forms = [
-            format!("stacks complete {share}"),
-            format!("stacks {share}"),
+            format!("stacks complete {shares}"),
+            format!("stacks {}", brief.unwrap_or(shares)),
             String::new(),
         ];
         parts.push(Part::new(0, forms).after_bar());

@@ -1,5 +1,7 @@
 //! Tracing a process that is running.
 
+use std::sync::{Arc, Mutex};
+
 use anyhow::{Context as _, Result, bail};
 
 use super::{
@@ -11,6 +13,7 @@ use super::{
     progress::Progress,
     rehearsal, signals,
     start::{self, Subject, Workbench},
+    unwinding::{self, Preparation, Unwinding},
 };
 use crate::{
     bpf::{Feature, Scope},
@@ -30,7 +33,11 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let _guard = runtime.enter();
     let mut signals = signals::own()?;
     let progress = Progress::start("looking at the process");
-    let mut workbench = Workbench::set_up(options, process.has_shadow_stack(), &progress)?;
+    let mut mappings = MappingWatch::by_maps(process.pid());
+    let (_, files) = mappings.current(&process);
+    let tables = Preparation::start(&files, options.unwind, options.table_cache)?;
+    let shadow_stack = process.has_shadow_stack();
+    let mut workbench = Workbench::set_up(options, tables.room(), shadow_stack, &progress)?;
 
     progress.phase("reading symbols");
     let mut notes = Vec::new();
@@ -47,6 +54,14 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     if process.seccomp() != 0 {
         rehearsal::under_seccomp(&mut workbench.tracer, workbench.ability, kind)?;
     }
+    // While calls are counted, tables are published.
+    let followed = unwinding::Subject {
+        process: Arc::new(process),
+        mappings: Arc::new(Mutex::new(mappings)),
+        code: Arc::default(),
+    };
+    let process = Arc::clone(&followed.process);
+    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), followed.clone())?;
     let scope = if process.main_thread_ended() {
         Scope::Everyone
     } else {
@@ -80,18 +95,19 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
             return Ok(Outcome::Reported);
         }
     }
-    // Before events count: stacks need names also when the process ends or
-    // execs right afterwards.
-    let mut mappings = MappingWatch::by_maps(process.pid());
-    mappings.current(&process);
     progress.phase("attaching");
+    // Stacks need names also when the process ends or execs right afterwards:
+    // its mappings are known before events count.
+    unwinding.wait();
     let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
     signals.tracing();
     // Only now: on a busy machine, a nice leaktrace would take long to set up.
     priority::give_way();
     drop(progress);
     let subject = Subject {
-        mappings,
+        mappings: followed.mappings,
+        code: followed.code,
+        unwinding,
         process,
         plan,
         notes,

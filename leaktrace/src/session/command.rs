@@ -1,6 +1,6 @@
 //! Starting a command and tracing it from its first instruction.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -10,6 +10,7 @@ use super::{
     progress::Progress,
     signals,
     start::{self, Subject, Workbench},
+    unwinding::{self, Preparation, Unwinding},
 };
 use crate::{
     bpf::Scope,
@@ -56,7 +57,8 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let mut signals = signals.listen()?;
     let progress = Progress::start("looking at the command");
     priority::die_first();
-    let mut workbench = Workbench::set_up(options, false, &progress)?;
+    let tables = Preparation::start(&files, options.unwind, options.table_cache)?;
+    let mut workbench = Workbench::set_up(options, tables.room(), false, &progress)?;
     let plan = Plan::of(&files, workbench.ability)?;
     if plan.files.is_empty() {
         bail!(
@@ -77,11 +79,18 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     if let Err(error) = child.go() {
         return refused_launch(&error);
     }
-    let process = Process::of_child(child.pid(), &path)?;
+    let followed = unwinding::Subject {
+        process: Arc::new(Process::of_child(child.pid(), &path)?),
+        mappings: Arc::new(Mutex::new(mappings)),
+        code: Arc::default(),
+    };
+    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), followed.clone())?;
     let notes = plan.problems.clone();
     let subject = Subject {
-        mappings,
-        process,
+        mappings: followed.mappings,
+        code: followed.code,
+        unwinding,
+        process: followed.process,
         plan,
         notes,
         own_system_rate: 0.0,

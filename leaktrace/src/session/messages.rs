@@ -7,7 +7,7 @@ use super::{
     estimate::COUNTING,
 };
 use crate::{
-    model::{MemorySample, NEGLIGIBLE_CPUS, ProcessInfo},
+    model::{MemorySample, NEGLIGIBLE_CPUS, ProcessInfo, SelfCheck},
     report::{name, quantity},
 };
 
@@ -134,4 +134,24 @@ pub fn map_memory(bytes: u64, blocks: u32) -> String {
         quantity::bytes(bytes),
         quantity::grouped(u64::from(blocks)),
     )
+}
+
+/// What the target's code says of the stacks, with `-v`.
+pub fn self_check(check: &SelfCheck) -> String {
+    let Some(share) = check.share() else {
+        return "Self-check of stacks: no return address could be looked at".to_owned();
+    };
+    let mut text = format!(
+        "Self-check of stacks: {} of {} return addresses ({}) follow a call",
+        quantity::grouped(check.after_call),
+        quantity::grouped(check.return_addresses),
+        quantity::percent(share),
+    );
+    if check.doubtful_stacks > 0 {
+        text.push_str(&format!(
+            "; complete stacks with one that does not: {}",
+            quantity::grouped(check.doubtful_stacks)
+        ));
+    }
+    text
 }

@@ -5,7 +5,7 @@ use std::{
     os::fd::BorrowedFd,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{self, Receiver},
     },
     time::{Duration, Instant},
@@ -23,13 +23,17 @@ use super::{
     progress::Progress,
     reporter::{Common, Finished, Reporter, Workshop},
     signals::Signals,
+    unwinding::{Unwinding, lock},
     watch::{Watch, find_trampoline},
 };
 use crate::{
     aggregate::Aggregator,
     allocator,
-    bpf::{Attachment, Feature, Features, LinkKind, Maps, Program, Scope, Tracer},
+    bpf::{
+        Attachment, Feature, Features, Limits, LinkKind, Maps, Program, Scope, TableRoom, Tracer,
+    },
     exit::Outcome,
+    host::privilege,
     model::{Edge, EndReason, TraceInfo},
     output::{
         Outputs,
@@ -45,8 +49,8 @@ use crate::{
     say,
     symbolize::{self, Symbolizer},
     target::{
-        Process, available, cpu::CpuClock, mapping_watch::MappingWatch, memory,
-        process_id::ProcessId,
+        Process, available, code_files::CodeFiles, cpu::CpuClock, mapping_watch::MappingWatch,
+        memory, process_id::ProcessId,
     },
 };
 
@@ -66,10 +70,22 @@ impl Workbench {
     ///
     /// # Errors
     /// When the kernel can't or won't, or there is too little memory.
-    pub fn set_up(options: &TraceOptions, shadow_stack: bool, progress: &Progress) -> Result<Self> {
+    pub fn set_up(
+        options: &TraceOptions,
+        tables: TableRoom,
+        shadow_stack: bool,
+        progress: &Progress,
+    ) -> Result<Self> {
+        // Before anything is tried: under the usual limit, a kernel that charges BPF to
+        // it refuses even trials while another leaktrace runs.
+        let _ = privilege::raise_locked_memory_limit();
+        let limits = Limits {
+            tables,
+            ..options.limits
+        };
         let mut features = Features::from_environment()?;
         features.check_essential()?;
-        let map_memory = check_memory(options, &features)?;
+        let map_memory = check_memory(&limits, &features)?;
         let ability = KernelAbility {
             nops: if features.has(Feature::LongNopEmulated) {
                 NopAbility::FastFiveByte
@@ -84,7 +100,7 @@ impl Workbench {
             Program::Trace
         };
         progress.phase("loading the BPF programs");
-        let mut tracer = Tracer::load(&options.object, &options.limits, &features)?;
+        let mut tracer = Tracer::load(&options.object, &limits, &features)?;
         progress.phase("measuring what a probe costs");
         let calibration = calibration::calibrate(&mut tracer, &features, ability, program)?;
         if calibration.link_kind == LinkKind::Perf {
@@ -153,10 +169,12 @@ pub struct Live {
 
 /// What is known of the target by the time it is watched.
 pub struct Subject {
-    pub process: Process,
+    pub process: Arc<Process>,
     pub plan: Plan,
     pub notes: Vec<String>,
-    pub mappings: MappingWatch,
+    pub mappings: Arc<Mutex<MappingWatch>>,
+    pub code: Arc<Mutex<CodeFiles>>,
+    pub unwinding: Unwinding,
     /// Its system time per second before it was traced.
     pub own_system_rate: f64,
     /// How often it may exec before its image is another one.
@@ -179,15 +197,16 @@ pub fn observe(
         process,
         plan,
         notes,
-        mut mappings,
+        mappings,
+        code,
+        unwinding,
         own_system_rate,
         expected_execs,
     } = subject;
-    let process = Arc::new(process);
     let trampoline_found = find_trampoline(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
-    let mut symbolizer = symbolizer(&process);
-    let (now, files) = mappings.current(&process);
+    let mut symbolizer = symbolizer(&process, Arc::clone(&code));
+    let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
@@ -229,7 +248,7 @@ pub fn observe(
             memory_at_start,
             notes,
         },
-        aggregator: Aggregator::new(symbolizer),
+        aggregator: Aggregator::new(symbolizer, code),
         maps: live.maps,
         process: Arc::clone(&process),
         mappings,
@@ -255,6 +274,7 @@ pub fn observe(
         expected_execs,
         trampoline_found,
         silent_periods: 0,
+        unwinding,
     };
     let finished = runtime.block_on(watch.run(
         reporter,
@@ -327,8 +347,8 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 /// What full maps take; refuses maps that could take more than half of the memory that is there.
-fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
-    let needed = options.limits.memory_when_full(features);
+fn check_memory(limits: &Limits, features: &Features) -> Result<u64> {
+    let needed = limits.memory_when_full(features);
     let Ok(available) = available::available_memory() else {
         return Ok(needed);
     };
@@ -338,17 +358,17 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
              is available; use {}",
             quantity::bytes(needed),
             quantity::bytes(available),
-            options.limits.fitting(available / 9 * 4, features),
+            limits.fitting(available / 9 * 4, features),
         );
     }
     Ok(needed)
 }
 
 /// Separate debug files are looked for in the target's root as well.
-fn symbolizer(process: &Process) -> Symbolizer {
+fn symbolizer(process: &Process, code: Arc<Mutex<CodeFiles>>) -> Symbolizer {
     let mut options = symbolize::Options::new(allocator::is_allocation_wrapper);
     options.target_root = Some(format!("/proc/{}/root", process.pid()).into());
-    Symbolizer::new(options)
+    Symbolizer::new(options, code)
 }
 
 fn outputs(options: &TraceOptions, process: &Process, started: &jiff::Zoned) -> Outputs {
@@ -417,6 +437,9 @@ pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
     let _ = stream::write_all(out, text.as_bytes());
     for failure in &finished.failures {
         say!("leaktrace: {failure}");
+    }
+    if options.verbose {
+        say!("{}", messages::self_check(&finished.report.self_check));
     }
     match finished.report.end {
         Some(EndReason::Overhead { .. }) => Outcome::Refused,

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Number of a file, given out by [`super::Symbolizer`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FileId(pub u32);
+use leaktrace_common::stack::FrameWord;
+
+use crate::target::code_files::FileNumber;
 
 /// A stretch of the target's executable memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,17 +15,9 @@ pub struct CodeMapping {
     pub end: u64,
     /// Offset in the file of the byte at `start`.
     pub offset: u64,
-    /// The file; `None` for memory without one (code made at run time).
-    pub file: Option<FileId>,
-}
-
-/// Where an address was when it was first asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Location {
-    /// The file.
-    pub file: FileId,
-    /// The address as an offset in it.
-    pub file_offset: u64,
+    /// The file; [`FileNumber::NONE`] for memory without one (code made at run
+    /// time).
+    pub file: FileNumber,
 }
 
 /// The executable mappings of one process. Those that are gone stay known until
@@ -35,7 +27,7 @@ pub struct Location {
 pub struct AddressSpace {
     /// Disjoint, by first address.
     mappings: BTreeMap<u64, CodeMapping>,
-    resolved: HashMap<u64, Location>,
+    resolved: HashMap<u64, FrameWord>,
 }
 
 impl AddressSpace {
@@ -52,18 +44,15 @@ impl AddressSpace {
 
     /// The file and offset of an address. `None` when no mapping ever covered
     /// it, or the latest one that does has no file.
-    pub fn resolve(&mut self, address: u64) -> Option<Location> {
+    pub fn resolve(&mut self, address: u64) -> Option<FrameWord> {
         if let Some(location) = self.resolved.get(&address) {
             return Some(*location);
         }
         let (_, mapping) = self.mappings.range(..=address).next_back()?;
-        if address >= mapping.end {
+        if address >= mapping.end || !mapping.file.is_some() {
             return None;
         }
-        let location = Location {
-            file: mapping.file?,
-            file_offset: offset_of(mapping, address),
-        };
+        let location = FrameWord::in_file(mapping.file.0, offset_of(mapping, address));
         self.resolved.insert(address, location);
         Some(location)
     }
@@ -108,68 +97,65 @@ mod tests {
 
     use super::*;
 
-    fn mapping(start: u64, end: u64, offset: u64, file: u32) -> CodeMapping {
+    fn mapping(start: u64, end: u64, offset: u64, file: u16) -> CodeMapping {
         CodeMapping {
             start,
             end,
             offset,
-            file: Some(FileId(file)),
+            file: FileNumber(file),
         }
     }
 
-    fn at(file: u32, file_offset: u64) -> Option<Location> {
-        Some(Location {
-            file: FileId(file),
-            file_offset,
-        })
+    fn at(file: u16, offset: u64) -> Option<FrameWord> {
+        Some(FrameWord::in_file(file, offset))
     }
 
     #[test]
     fn an_address_is_an_offset_in_the_file_of_its_mapping() {
         let mut space = AddressSpace::default();
         space.update([
-            mapping(0x1000, 0x3000, 0x400, 0),
-            mapping(0x3000, 0x4000, 0, 1),
+            mapping(0x1000, 0x3000, 0x400, 1),
+            mapping(0x3000, 0x4000, 0, 2),
         ]);
         assert_eq!(space.resolve(0xfff), None);
-        assert_eq!(space.resolve(0x1000), at(0, 0x400));
-        assert_eq!(space.resolve(0x2fff), at(0, 0x23ff));
-        assert_eq!(space.resolve(0x3000), at(1, 0));
+        assert_eq!(space.resolve(0x1000), at(1, 0x400));
+        assert_eq!(space.resolve(0x2fff), at(1, 0x23ff));
+        assert_eq!(space.resolve(0x3000), at(2, 0));
         assert_eq!(space.resolve(0x4000), None);
     }
 
     #[test]
     fn an_unmapped_library_still_resolves() {
         let mut space = AddressSpace::default();
-        space.update([mapping(0x1000, 0x2000, 0, 0), mapping(0x5000, 0x6000, 0, 1)]);
-        space.update([mapping(0x1000, 0x2000, 0, 0)]);
-        assert_eq!(space.resolve(0x5010), at(1, 0x10));
+        space.update([mapping(0x1000, 0x2000, 0, 1), mapping(0x5000, 0x6000, 0, 2)]);
+        space.update([mapping(0x1000, 0x2000, 0, 1)]);
+        assert_eq!(space.resolve(0x5010), at(2, 0x10));
     }
 
     #[test]
     fn a_library_loaded_over_another_takes_only_addresses_not_seen_before() {
         let mut space = AddressSpace::default();
-        space.update([mapping(0x1000, 0x9000, 0, 0)]);
-        assert_eq!(space.resolve(0x4010), at(0, 0x3010));
-        space.update([mapping(0x4000, 0x5000, 0x200, 1)]);
-        assert_eq!(space.resolve(0x4010), at(0, 0x3010), "seen before");
-        assert_eq!(space.resolve(0x4020), at(1, 0x220));
-        assert_eq!(space.resolve(0x3fff), at(0, 0x2fff));
-        assert_eq!(space.resolve(0x5000), at(0, 0x4000));
+        space.update([mapping(0x1000, 0x9000, 0, 1)]);
+        assert_eq!(space.resolve(0x4010), at(1, 0x3010));
+        space.update([mapping(0x4000, 0x5000, 0x200, 2)]);
+        assert_eq!(space.resolve(0x4010), at(1, 0x3010), "seen before");
+        assert_eq!(space.resolve(0x4020), at(2, 0x220));
+        assert_eq!(space.resolve(0x3fff), at(1, 0x2fff));
+        assert_eq!(space.resolve(0x5000), at(1, 0x4000));
     }
 
     #[test]
     fn memory_without_a_file_hides_what_was_there() {
         let mut space = AddressSpace::default();
-        space.update([mapping(0x1000, 0x2000, 0, 0)]);
+        space.update([mapping(0x1000, 0x2000, 0, 1)]);
         space.update([CodeMapping {
             start: 0x1000,
             end: 0x1800,
             offset: 0,
-            file: None,
+            file: FileNumber::NONE,
         }]);
         assert_eq!(space.resolve(0x1010), None);
-        assert_eq!(space.resolve(0x1810), at(0, 0x810));
+        assert_eq!(space.resolve(0x1810), at(1, 0x810));
     }
 
     /// Everything ever mapped, in order: the latest that covers an address
@@ -177,11 +163,11 @@ mod tests {
     #[derive(Default)]
     struct Naive {
         history: Vec<CodeMapping>,
-        seen: HashMap<u64, Location>,
+        seen: HashMap<u64, FrameWord>,
     }
 
     impl Naive {
-        fn resolve(&mut self, address: u64) -> Option<Location> {
+        fn resolve(&mut self, address: u64) -> Option<FrameWord> {
             if let Some(location) = self.seen.get(&address) {
                 return Some(*location);
             }
@@ -190,28 +176,25 @@ mod tests {
                 .iter()
                 .rev()
                 .find(|m| m.start <= address && address < m.end)?;
-            let location = Location {
-                file: covering.file?,
-                file_offset: covering.offset + (address - covering.start),
-            };
+            let offset = covering.offset + (address - covering.start);
+            let location = FrameWord::in_file(covering.file.0, offset);
+            if !covering.file.is_some() {
+                return None;
+            }
             self.seen.insert(address, location);
             Some(location)
         }
     }
 
     fn any_mapping() -> impl Strategy<Value = CodeMapping> {
-        (
-            0_u64..60,
-            0_u64..20,
-            0_u64..1000,
-            proptest::option::weighted(0.8, 0_u32..5),
-        )
-            .prop_map(|(start, length, offset, file)| CodeMapping {
+        (0_u64..60, 0_u64..20, 0_u64..1000, 0_u16..5).prop_map(|(start, length, offset, file)| {
+            CodeMapping {
                 start,
                 end: start + length,
                 offset,
-                file: file.map(FileId),
-            })
+                file: FileNumber(file),
+            }
+        })
     }
 
     proptest! {

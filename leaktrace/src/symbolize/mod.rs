@@ -9,7 +9,6 @@
 //! the file: symbol tables only, then nothing, which the report says.
 
 mod address_space;
-mod code_file;
 mod debug_file;
 mod demangle;
 mod elf_image;
@@ -19,7 +18,6 @@ mod protocol;
 mod reader;
 mod symbol_table;
 mod thread_start;
-mod vdso;
 mod worker;
 
 #[cfg(test)]
@@ -29,20 +27,22 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
+
+use leaktrace_common::stack::FrameWord;
 
 use crate::{
     model::{Frame, FrameKind},
     target::{
+        code_files::{CodeFile, CodeFiles, FileNumber, Image},
         mapped_file::MappedFile,
-        mapping::{Device, Mapping},
+        mapping::Mapping,
     },
 };
 
 use self::{
-    address_space::{AddressSpace, CodeMapping, FileId, Location},
-    code_file::{CodeFile, Image},
+    address_space::{AddressSpace, CodeMapping},
     protocol::{Answer, Found, Function, Request, Setup},
     worker::{Failure, Worker},
 };
@@ -84,25 +84,18 @@ impl Options {
 /// offset), so that an address costs something only once.
 pub struct Symbolizer {
     options: Options,
+    code: Arc<Mutex<CodeFiles>>,
     space: AddressSpace,
-    files: Vec<KnownFile>,
-    ids: HashMap<FileKey, FileId>,
+    files: HashMap<FileNumber, KnownFile>,
     worker: Option<Worker>,
     names: Names,
     notes: Vec<String>,
     root: Option<OwnedFd>,
 }
 
-/// What makes two mappings' files the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct FileKey {
-    device: Device,
-    inode: u64,
-    path: PathBuf,
-}
-
+/// What was read of a file.
+#[derive(Debug, Default)]
 struct KnownFile {
-    file: CodeFile,
     trust: Trust,
     resolved: HashMap<u64, Place>,
 }
@@ -121,17 +114,19 @@ struct Place {
 struct Names(HashSet<Arc<str>>);
 
 /// How much of a file may be read, after it made the reader fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Trust {
+    #[default]
     Everything,
     SymbolTables,
     Nothing,
 }
 
 impl Symbolizer {
-    /// Knows no mappings yet, and starts nothing.
+    /// Knows no mappings yet, and starts nothing. Frames name files by their
+    /// numbers in `code`.
     #[must_use]
-    pub fn new(options: Options) -> Self {
+    pub fn new(options: Options, code: Arc<Mutex<CodeFiles>>) -> Self {
         use rustix::fs::{Mode, OFlags, open};
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = options
@@ -140,9 +135,9 @@ impl Symbolizer {
             .and_then(|root| open(root, flags, Mode::empty()).ok());
         Self {
             options,
+            code,
             space: AddressSpace::default(),
-            files: Vec::new(),
-            ids: HashMap::new(),
+            files: HashMap::new(),
             worker: None,
             names: Names::default(),
             notes: Vec::new(),
@@ -153,62 +148,65 @@ impl Symbolizer {
     /// Takes the target's mappings as they are now, all of them, with the files
     /// behind those that hold code. Reads nothing. To be called at the attach
     /// and whenever the mappings have been read again; addresses that were
-    /// symbolized before stay what they were.
+    /// [located](Self::locate) before stay what they were.
     pub fn update(&mut self, mappings: &[Mapping], files: &[Arc<MappedFile>]) {
-        let executable: Vec<&Mapping> = mappings.iter().filter(|m| m.executable).collect();
-        let mut code = Vec::with_capacity(executable.len());
-        for mapping in executable {
-            let file = (!mapping.path.as_os_str().is_empty()).then(|| self.known(mapping, files));
-            let Mapping {
-                start, end, offset, ..
-            } = *mapping;
-            code.push(CodeMapping {
-                start,
-                end,
-                offset,
-                file,
-            });
-        }
-        self.space.update(code);
+        let mut known = CodeFiles::lock(&self.code);
+        let code = mappings.iter().filter(|mapping| mapping.executable);
+        self.space.update(code.map(|mapping| CodeMapping {
+            start: mapping.start,
+            end: mapping.end,
+            offset: mapping.offset,
+            file: known.number(mapping, files),
+        }));
     }
 
-    /// The frames of a stack as the kernel side stored it: `addresses[0]` is
-    /// the probed instruction in the watched function, the others are return
-    /// addresses, from its caller outwards. Inlined functions become frames of
-    /// their own. Of return addresses the byte before is looked up, since a call
-    /// may be the last instruction of its function or line; `file_offset` and
-    /// `symbol_offset` are those of that byte.
+    /// Finds the files of a stack's frames that have only an address, by the
+    /// mappings known so far; false when some lie in no known file. To be called
+    /// as soon as a stack is read; when the answer is no, read the mappings again.
+    pub fn locate(&mut self, frames: &mut [FrameWord]) -> bool {
+        let mut all = true;
+        for (position, frame) in frames.iter_mut().enumerate() {
+            if frame.file() != 0 {
+                continue;
+            }
+            // A call may be the last instruction that is mapped.
+            let back = u64::from(position > 0 && frame.offset() > 0);
+            match self.space.resolve(frame.offset() - back) {
+                Some(byte) => {
+                    *frame = FrameWord::in_file(byte.file(), byte.offset() + back);
+                }
+                None => all = false,
+            }
+        }
+        all
+    }
+
+    /// The functions of a stack: `places[0]` is the probed instruction in the
+    /// watched function, the others are in the calls of its callers, from it
+    /// outwards. Inlined functions become frames of their own.
     ///
     /// The first frames are [`FrameKind::Allocator`]: the watched function, and
     /// callers as long as they are allocation wrappers.
     #[must_use]
-    pub fn resolve_stack(&mut self, addresses: &[u64]) -> Arc<[Frame]> {
-        self.look_up(looked_up(addresses));
-        self.assemble(addresses)
+    pub fn resolve_stack(&mut self, places: &[FrameWord]) -> Arc<[Frame]> {
+        self.look_up(places);
+        self.assemble(places)
     }
 
-    /// Whether a stack's outermost frame is where its thread began: a function
-    /// of a known name (`_start`, `clone3`), the code at a program's entry
-    /// point, or a call after which the thread exits. The latter two also hold
-    /// where files are stripped, as most distributions' libc is.
+    /// Whether a place, a stack's outermost, is where its thread began: a
+    /// function of a known name (`_start`, `clone3`), the code at a program's
+    /// entry point, or a call after which the thread exits. The latter two also
+    /// hold where files are stripped, as most distributions' libc is.
     #[must_use]
-    pub fn begins_thread(&mut self, addresses: &[u64]) -> bool {
-        let Some(outermost) = looked_up(addresses).last() else {
-            return false;
-        };
-        self.look_up([outermost]);
+    pub fn begins_thread(&mut self, outermost: FrameWord) -> bool {
+        self.look_up(&[outermost]);
         self.found(outermost).begins_thread
     }
 
-    /// Whether every address of a stack lies in a mapping known so far. Settles
-    /// which file those belong to that do: call it as soon as a stack is read,
-    /// and read the mappings again when the answer is no.
-    pub fn knows(&mut self, addresses: &[u64]) -> bool {
-        let mut all = true;
-        for address in looked_up(addresses) {
-            all &= self.space.resolve(address).is_some();
-        }
-        all
+    /// The path of the file that a frame is in.
+    #[must_use]
+    pub fn path(&self, frame: FrameWord) -> Option<Arc<str>> {
+        Some(self.file(FileNumber(frame.file()))?.path)
     }
 
     /// What a person should know about the symbols, a sentence each: files
@@ -218,89 +216,64 @@ impl Symbolizer {
         &self.notes
     }
 
-    fn known(&mut self, mapping: &Mapping, files: &[Arc<MappedFile>]) -> FileId {
-        let opened = || -> Option<Image> {
-            if mapping.is_special(vdso::VDSO) {
-                return vdso::own_image().ok();
-            }
-            let backing = files
-                .iter()
-                .find(|file| mapping.is_file() && file.backs(mapping))?;
-            Some(Image::Mapped(Arc::clone(backing)))
-        };
-        let key = FileKey {
-            device: mapping.device,
-            inode: mapping.inode,
-            path: mapping.path.clone(),
-        };
-        if let Some(id) = self.ids.get(&key) {
-            // It may be that only now it could be opened.
-            let known = &mut self.files[id.0 as usize];
-            if known.file.image.is_none() {
-                known.file.image = opened();
-                known.resolved.clear();
-            }
-            return *id;
-        }
-        let id = FileId(self.files.len() as u32);
-        let file = CodeFile {
-            path: mapping.path.to_string_lossy().into(),
-            image: opened(),
-        };
-        self.files.push(KnownFile {
-            file,
-            trust: Trust::Everything,
-            resolved: HashMap::new(),
-        });
-        self.ids.insert(key, id);
-        id
+    /// The file with a number.
+    fn file(&self, number: FileNumber) -> Option<CodeFile> {
+        CodeFiles::lock(&self.code).get(number).cloned()
     }
 
-    /// Makes sure that every address that can be resolved is.
-    fn look_up(&mut self, addresses: impl IntoIterator<Item = u64>) {
-        let mut wanted: BTreeMap<FileId, BTreeSet<u64>> = BTreeMap::new();
-        for address in addresses {
-            if let Some(Location { file, file_offset }) = self.space.resolve(address)
-                && !self.files[file.0 as usize]
-                    .resolved
-                    .contains_key(&file_offset)
-            {
-                wanted.entry(file).or_default().insert(file_offset);
+    /// Makes sure that every place that can be resolved is.
+    fn look_up(&mut self, places: &[FrameWord]) {
+        let mut wanted: BTreeMap<FileNumber, BTreeSet<u64>> = BTreeMap::new();
+        for &place in places {
+            if self.resolved(place).is_none() {
+                let file = FileNumber(place.file());
+                wanted.entry(file).or_default().insert(place.offset());
             }
         }
-        for (file, offsets) in wanted {
-            self.read(file, offsets);
+        for (number, offsets) in wanted {
+            // It may be opened later.
+            if let Some(file) = self.file(number)
+                && let Some(image) = file.image
+            {
+                self.read(number, &file.path, &image, offsets);
+            }
         }
     }
 
     /// Reads symbols until every offset has its frames, with less and less
     /// trust in the file.
-    fn read(&mut self, id: FileId, mut offsets: BTreeSet<u64>) {
-        let index = id.0 as usize;
-        while let Some(image) = self.files[index].file.image.clone()
-            && self.files[index].trust != Trust::Nothing
-            && !offsets.is_empty()
-        {
+    fn read(
+        &mut self,
+        number: FileNumber,
+        path: &Arc<str>,
+        image: &Image,
+        mut offsets: BTreeSet<u64>,
+    ) {
+        loop {
+            let trust = self.known(number).trust;
+            if trust == Trust::Nothing || offsets.is_empty() || self.worker().is_none() {
+                break;
+            }
             let request = Request {
-                file: id.0,
-                path: self.files[index].file.path.to_string(),
-                debug: self.files[index].trust == Trust::Everything,
+                file: number.0,
+                path: path.to_string(),
+                debug: trust == Trust::Everything,
                 offsets: offsets.iter().copied().collect(),
             };
-            let result = match self.worker() {
-                Some(_) => self.ask(&request, &image, index, &mut offsets),
-                None => break,
-            };
-            match result {
+            match self.ask(&request, image, number, path, &mut offsets) {
                 Ok(()) => break,
-                Err(failure) => self.distrust(index, failure),
+                Err(failure) => self.distrust(number, path, failure),
             }
         }
-        let known = &mut self.files[index];
+        let known = self.known(number);
         for offset in offsets {
-            let blank = blank_frame(Some(&known.file.path), offset);
+            let blank = blank_frame(Some(path), offset);
             known.resolved.insert(offset, Place::unknown(blank));
         }
+    }
+
+    fn known(&mut self, number: FileNumber) -> &mut KnownFile {
+        self.files.entry(number).or_default()
     }
 
     /// The reader; `None`, with a note, when it can't be started.
@@ -331,12 +304,13 @@ impl Symbolizer {
         &mut self,
         request: &Request,
         image: &Image,
-        index: usize,
+        number: FileNumber,
+        path: &Arc<str>,
         offsets: &mut BTreeSet<u64>,
     ) -> Result<(), Failure> {
         let worker = self.worker.as_mut().ok_or(Failure::Died)?;
         worker.ask(request, image.file())?;
-        let known = &mut self.files[index];
+        let known = self.files.entry(number).or_default();
         loop {
             match worker.answer()? {
                 Answer::Resolved { build_id, places } => {
@@ -345,7 +319,7 @@ impl Symbolizer {
                         if offsets.remove(&offset) {
                             let blank = Frame {
                                 build_id: build_id.clone(),
-                                ..blank_frame(Some(&known.file.path), offset)
+                                ..blank_frame(Some(path), offset)
                             };
                             let place = Place::new(found, &blank, &mut self.names);
                             known.resolved.insert(offset, place);
@@ -358,9 +332,9 @@ impl Symbolizer {
         }
     }
 
-    fn distrust(&mut self, index: usize, failure: Failure) {
+    fn distrust(&mut self, number: FileNumber, path: &str, failure: Failure) {
         self.worker = None;
-        let known = &mut self.files[index];
+        let known = self.known(number);
         let (trust, what, instead) = match known.trust {
             Trust::Everything => (
                 Trust::SymbolTables,
@@ -376,29 +350,29 @@ impl Symbolizer {
         };
         add_note(
             &mut self.notes,
-            format!(
-                "The {what} of {} can't be used, {why}: {instead}.",
-                known.file.path
-            ),
+            format!("The {what} of {path} can't be used, {why}: {instead}."),
         );
     }
 
-    /// What is known of an address that was looked up.
-    fn found(&mut self, address: u64) -> Place {
-        let location = self.space.resolve(address);
-        let known = location.and_then(|Location { file, file_offset }| {
-            self.files[file.0 as usize].resolved.get(&file_offset)
-        });
-        known
-            .cloned()
-            .unwrap_or_else(|| Place::unknown(blank_frame(None, address)))
+    fn resolved(&self, place: FrameWord) -> Option<&Place> {
+        let file = self.files.get(&FileNumber(place.file()))?;
+        file.resolved.get(&place.offset())
     }
 
-    fn assemble(&mut self, addresses: &[u64]) -> Arc<[Frame]> {
-        let mut frames = Vec::with_capacity(addresses.len());
+    /// What is known of a place that was looked up.
+    fn found(&self, place: FrameWord) -> Place {
+        self.resolved(place).cloned().unwrap_or_else(|| {
+            let file = self.file(FileNumber(place.file()));
+            let path = file.as_ref().map(|file| &file.path);
+            Place::unknown(blank_frame(path, place.offset()))
+        })
+    }
+
+    fn assemble(&self, places: &[FrameWord]) -> Arc<[Frame]> {
+        let mut frames = Vec::with_capacity(places.len());
         let mut in_allocator = true;
-        for (position, address) in looked_up(addresses).enumerate() {
-            for frame in &*self.found(address).frames {
+        for (position, &place) in places.iter().enumerate() {
+            for frame in &*self.found(place).frames {
                 in_allocator &= position == 0
                     || frame
                         .symbol
@@ -469,15 +443,6 @@ fn blank_frame(module: Option<&Arc<str>>, file_offset: u64) -> Frame {
         inlined: false,
         kind: FrameKind::Program,
     }
-}
-
-/// The addresses to look up for a stack's addresses.
-fn looked_up(addresses: &[u64]) -> impl Iterator<Item = u64> {
-    let return_address = |(position, address): (usize, &u64)| match position {
-        0 => *address,
-        _ => address.saturating_sub(1),
-    };
-    addresses.iter().enumerate().map(return_address)
 }
 
 fn add_note(notes: &mut Vec<String>, note: String) {

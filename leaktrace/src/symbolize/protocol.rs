@@ -40,7 +40,7 @@ pub struct Setup {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
     /// Its number.
-    pub file: u32,
+    pub file: u16,
     /// Its path in the target.
     pub path: String,
     /// Whether to use debug information; without, only symbol tables.

@@ -107,9 +107,9 @@ struct Engine {
     search: SearchPath,
     limits: Limits,
     directories: Vec<PathBuf>,
-    files: HashMap<u32, FileSymbols>,
+    files: HashMap<u16, FileSymbols>,
     /// Files whose debug information took too much memory.
-    too_large: HashSet<u32>,
+    too_large: HashSet<u16>,
     reader: symbolize::Symbolizer,
     memory: MemoryWatch,
 }

@@ -37,9 +37,9 @@ pub struct Worker {
     channel: Channel,
     limits: Limits,
     /// The time that each file may still take.
-    allowances: HashMap<u32, Allowance>,
+    allowances: HashMap<u16, Allowance>,
     /// The file that was asked about.
-    file: u32,
+    file: u16,
 }
 
 impl Worker {

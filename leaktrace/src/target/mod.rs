@@ -3,6 +3,7 @@
 
 pub mod available;
 pub mod cgroup;
+pub mod code_files;
 pub mod code_mappings;
 pub mod cpu;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod memory;
 pub mod process_id;
 pub mod select;
 pub mod status;
+pub(crate) mod vdso;
 
 use std::{
     fs::{self, File},

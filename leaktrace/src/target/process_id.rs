@@ -70,10 +70,4 @@ mod tests {
         assert_eq!(kernel_device(device), 0x0031_2345);
         assert_eq!(kernel_device(4), 4);
     }
-
-    #[test]
-    fn an_id_is_of_the_innermost_namespace() {
-        let status = Status::parse(b"Tgid:\t70\nNStgid:\t70\t12\t1\nPPid:\t2\n");
-        assert_eq!((status.tgid, status.innermost_tgid), (Some(70), Some(1)));
-    }
 }

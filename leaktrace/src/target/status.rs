@@ -144,13 +144,14 @@ mod tests {
 
     #[test]
     fn status_fields_are_read_in_bytes() {
-        let text = b"Name:\ta b\nState:\tS (sleeping)\nTgid:\t42\nPPid:\t1\nVmSize:\t    3060 kB\n\
+        let text = b"Name:\ta b\nState:\tS (sleeping)\nTgid:\t42\nNStgid:\t42\t7\nPPid:\t1\nVmSize:\t    3060 kB\n\
             VmRSS:\t    1752 kB\nRssAnon:\t     112 kB\nRssFile:\t    1640 kB\nRssShmem:\t       8 kB\n\
             VmSwap:\t       4 kB\nThreads:\t3\nSeccomp:\t2\nx86_Thread_features:\tshstk wrss \n";
         assert_eq!(
             Status::parse(text),
             Status {
                 tgid: Some(42),
+                innermost_tgid: Some(7),
                 parent: Some(1),
                 rss: Some(1752 << 10),
                 rss_anon: Some(112 << 10),

@@ -46,6 +46,19 @@ use intern::TooManyRules;
 use page::Paged;
 use read::Sources;
 
+/// How stacks are walked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnwindMode {
+    /// By tables; by frame pointers in files that keep them, where tables say
+    /// nothing.
+    #[default]
+    Auto,
+    /// By tables alone.
+    Dwarf,
+    /// By frame pointers alone.
+    FramePointers,
+}
+
 /// Why a file has no table.
 #[derive(Debug, thiserror::Error)]
 pub enum Reason {
@@ -103,33 +116,52 @@ pub fn compile(bytes: &[u8]) -> Result<FileTable, Reason> {
     from_sources(&read::read(bytes)?)
 }
 
+/// Makes the table of a file given as its bytes, and says from which section.
+///
+/// # Errors
+/// Why there is none.
+pub fn compile_with_section(bytes: &[u8]) -> Result<(FileTable, &'static str), Reason> {
+    let sources = read::read(bytes)?;
+    let (evaluated, section) = evaluate(&sources)?;
+    Ok((table(evaluated), section))
+}
+
 fn from_sources(sources: &Sources<'_>) -> Result<FileTable, Reason> {
+    Ok(table(evaluate(sources)?.0))
+}
+
+fn evaluate(sources: &Sources<'_>) -> Result<(Evaluated, &'static str), Reason> {
     let evaluated = match sources.eh_frame {
         Some(frames) => Evaluated::eh_frame(frames, &sources.texts)?,
         None => Evaluated::default(),
     };
-    let evaluated = match sources.debug_frame {
+    let (evaluated, section) = match sources.debug_frame {
         // For exceptions there may be an `.eh_frame` of nothing but its end.
-        Some(frames) if evaluated.functions.total == 0 => {
-            Evaluated::debug_frame(frames, &sources.texts)?
-        }
-        _ => evaluated,
+        Some(frames) if evaluated.functions.total == 0 => (
+            Evaluated::debug_frame(frames, &sources.texts)?,
+            ".debug_frame",
+        ),
+        _ => (evaluated, ".eh_frame"),
     };
     if evaluated.functions.total == 0 {
         return Err(Reason::NoInformation);
     }
+    Ok((evaluated, section))
+}
+
+fn table(evaluated: Evaluated) -> FileTable {
     let Paged {
         first_page,
         pages,
         rows,
     } = page::page(&order::order(&evaluated));
-    Ok(FileTable {
+    FileTable {
         first_page,
         pages,
         rows,
         functions: evaluated.functions,
         rules: evaluated.rules.into_all(),
-    })
+    }
 }
 
 /// A file whose table is wanted.

@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use leaktrace::model::{
-    Completeness, Edge, EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo,
-    Report, Site, SortKey, Sums, TraceInfo, WatchedFileInfo, WhyNot, Without,
+    CompleteShare, Completeness, Edge, EndReason, FeatureInfo, Frame, FrameKind, MemorySample,
+    ProcessInfo, Report, SelfCheck, Site, SortKey, Sums, TraceInfo, WatchedFileInfo, WhyNot,
+    Without,
 };
 use leaktrace_common::{
     counter::{Counter, CounterBlock},
@@ -15,8 +16,9 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
-pub const NO_FRAME_POINTER: Completeness =
-    Completeness::Incomplete("a function keeps no frame pointer");
+pub fn incomplete(reason: &str) -> Completeness {
+    Completeness::Incomplete(reason.into())
+}
 
 fn time(text: &str) -> jiff::Zoned {
     format!("{text}+01:00[+01:00]").parse().expect("a time")
@@ -140,8 +142,8 @@ pub fn leaking() -> Report {
     ];
     sites[0].oldest_age = Some(Duration::from_millis(59_400));
     sites[1].growth_per_minute = 0.0;
-    sites[2].end = NO_FRAME_POINTER;
-    sites[3].end = Completeness::Incomplete("stack not stored");
+    sites[2].end = incomplete("no unwind information in libodd.so.3");
+    sites[3].end = incomplete("stack not stored");
     let totals = sites.iter().fold(Sums::default(), |all, site| Sums {
         alloc_bytes: all.alloc_bytes + site.sums.alloc_bytes,
         alloc_blocks: all.alloc_blocks + site.sums.alloc_blocks,
@@ -165,7 +167,15 @@ pub fn leaking() -> Report {
     report.alloc_rate = 38_123.4;
     report.cost = Some(0.023);
     report.cost_cpus = Some(0.087);
-    report.complete_share = Some(0.9993);
+    report.complete = CompleteShare {
+        calls: Some(0.9993),
+        bytes: Some(0.992),
+    };
+    report.self_check = SelfCheck {
+        return_addresses: 812,
+        after_call: 811,
+        doubtful_stacks: 0,
+    };
     report.site_count = sites.len();
     report.sites = sites;
     report.growing = vec![0, 2];
@@ -206,7 +216,10 @@ pub fn short_run() -> Report {
     report.totals = report.sites[0].sums;
     report.growing = vec![0];
     report.site_count = 14;
-    report.complete_share = Some(1.0);
+    report.complete = CompleteShare {
+        calls: Some(1.0),
+        bytes: Some(1.0),
+    };
     report
 }
 
@@ -241,7 +254,10 @@ pub fn healthy() -> Report {
         ..Sums::default()
     };
     report.counters.events[Counter::AllocCalls as usize] = 2_100_000;
-    report.complete_share = Some(1.0);
+    report.complete = CompleteShare {
+        calls: Some(1.0),
+        bytes: Some(1.0),
+    };
     report.memory.rss = Some(8 * GIB + 445 * MIB);
     report
 }
@@ -324,7 +340,8 @@ pub fn bare() -> Report {
         memory_at_start,
         memory,
         memory_read: Some(Duration::from_secs(60)),
-        complete_share: None,
+        complete: CompleteShare::default(),
+        self_check: SelfCheck::default(),
         sites: Vec::new(),
         growing: Vec::new(),
         site_count: 0,

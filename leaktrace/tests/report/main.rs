@@ -106,6 +106,26 @@ fn summaries() {
 }
 
 #[test]
+fn reasons_of_incomplete_stacks_are_ordered_by_what_their_sites_hold() {
+    let mut report = fixture::leaking();
+    let ends = ["a gap", "another", "a gap", "another"];
+    for (site, reason) in report.sites.iter_mut().zip(ends) {
+        site.end = fixture::incomplete(reason);
+    }
+    report.sites.swap(0, 3);
+    let text = summary(&report);
+    let (_, list) = text.split_once("where the others end:\n").unwrap();
+    let lines: Vec<_> = list.lines().take(2).map(str::trim).collect();
+    assert_eq!(
+        lines,
+        [
+            "2 sites with 36.3 MiB: a gap",
+            "2 sites with 4.9 MiB: another"
+        ]
+    );
+}
+
+#[test]
 fn summary_of_a_short_run_that_misses_nothing() {
     golden("summary-short-run.txt", &summary(&fixture::short_run()));
 }
@@ -214,7 +234,7 @@ fn flamegraph_has_title_units_and_two_colours() {
     );
     assert_ne!(colour("malloc (libc.so.6)"), colour("Worker::run()"));
     assert_ne!(
-        colour("[incomplete: a function keeps no frame pointer]"),
+        colour("[incomplete: no unwind information in libodd.so.3]"),
         colour("Worker::run()")
     );
     let again = flamegraph::render(&fixture::leaking(), Weight::LiveBlocks).unwrap();

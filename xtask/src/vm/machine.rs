@@ -16,8 +16,9 @@ use super::guest::Guest;
 use super::kernel::{Kernel, MODULES};
 use super::{image, suites};
 
-/// How long a guest may take; it is taken for hung then.
-const PATIENCE: Duration = Duration::from_secs(360);
+/// How long a guest may take, on a machine that has other things to do as well; it
+/// is taken for hung then.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Megabytes of a guest's memory.
 const MEMORY: &str = "1024";

@@ -101,30 +101,34 @@ fn counters(report: &Report, page: &mut Page) {
 }
 
 fn incomplete_stacks(report: &Report, page: &mut Page) {
-    if let Some(share) = report.complete_share.filter(|share| *share < 1.0) {
-        let share = quantity::percent(share);
+    let share = report.complete;
+    if let Some(calls) = share.calls.filter(|calls| *calls < 1.0) {
+        let calls = quantity::percent(calls);
+        let bytes = match share.bytes.map(quantity::percent) {
+            None => String::new(),
+            Some(bytes) if bytes == calls => " and of what is held".to_owned(),
+            Some(bytes) => format!(" and {bytes} of what is held"),
+        };
         page.say(
             Look::Plain,
             format!(
-                "  callers: {share} of the allocations have complete stacks; where the others end:"
+                "  callers: {calls} of the allocations{bytes} have complete stacks; where the others end:"
             ),
         );
     }
-    let mut reasons: Vec<(&str, u64, u64)> = Vec::new();
+    // By reason: bytes held and sites.
+    let mut reasons: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for site in &report.sites {
-        let Completeness::Incomplete(reason) = site.end else {
+        let Completeness::Incomplete(reason) = &site.end else {
             continue;
         };
-        let held = site.sums.live_bytes();
-        match reasons.iter_mut().find(|(known, ..)| *known == reason) {
-            Some((_, sites, bytes)) => {
-                *sites += 1;
-                *bytes = bytes.saturating_add(held);
-            }
-            None => reasons.push((reason, 1, held)),
-        }
+        let (bytes, sites) = reasons.entry(reason).or_default();
+        *bytes = bytes.saturating_add(site.sums.live_bytes());
+        *sites += 1;
     }
-    for (reason, sites, bytes) in reasons {
+    let mut reasons: Vec<_> = reasons.into_iter().collect();
+    reasons.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+    for (reason, (bytes, sites)) in reasons {
         page.say(
             Look::Plain,
             format!(

@@ -6,29 +6,14 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::*;
 
-/// A symbolizer of one file that is mapped whole at `BASE`.
-fn mapped_whole(file: File, length: u64, options: Options) -> Symbolizer {
-    let mut symbolizer = Symbolizer::new(options);
+/// A symbolizer of one file, whose number is 1.
+fn of_file(file: File, options: Options) -> Symbolizer {
     let file = CodeFile {
         path: "/broken".into(),
         image: Some(Image::Own(Arc::new(file))),
     };
-    symbolizer.files.push(KnownFile {
-        file,
-        trust: Trust::Everything,
-        resolved: HashMap::new(),
-    });
-    let mapping = CodeMapping {
-        start: BASE,
-        end: BASE + length,
-        offset: 0,
-        file: Some(FileId(0)),
-    };
-    symbolizer.space.update([mapping]);
-    symbolizer
+    Symbolizer::new(options, Arc::new(Mutex::new(CodeFiles::of(file))))
 }
-
-const BASE: u64 = 0x10_0000;
 
 fn file_of(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
@@ -37,10 +22,10 @@ fn file_of(bytes: &[u8]) -> File {
 }
 
 /// Offsets all over the code.
-fn some_offsets(length: u64) -> Vec<u64> {
+fn some_offsets(length: u64) -> Vec<FrameWord> {
     (0..length)
         .step_by(97)
-        .map(|offset| BASE + offset)
+        .map(|offset| FrameWord::in_file(1, offset))
         .collect()
 }
 
@@ -53,7 +38,7 @@ fn files_that_are_cut_off_anywhere_neither_panic_nor_hang() {
     let stack = some_offsets(whole.len() as u64);
     for length in (0..whole.len()).step_by(whole.len() / 60 + 1) {
         let file = file_of(&whole[..length]);
-        let frames = mapped_whole(file, whole.len() as u64, plain()).resolve_stack(&stack);
+        let frames = of_file(file, plain()).resolve_stack(&stack);
         assert!(frames.len() >= stack.len());
     }
 }
@@ -115,7 +100,7 @@ fn files_with_wrong_bytes_neither_panic_nor_hang() {
             bytes[places[(random >> 8) as usize % places.len()]] = random as u8;
         }
         let options = Options { limits, ..plain() };
-        let frames = mapped_whole(file_of(&bytes), length, options).resolve_stack(&stack);
+        let frames = of_file(file_of(&bytes), options).resolve_stack(&stack);
         assert!(frames.len() >= stack.len());
     }
 }
@@ -129,14 +114,14 @@ fn a_reader_that_panics_is_replaced_and_the_file_trusted_less() {
     let target = Target::start(&program, &[]);
     let mut symbolizer = target.symbolizer(plain());
     let main = target.address("main");
-    let location = symbolizer.space.resolve(main).unwrap();
-    let index = location.file.0 as usize;
-    symbolizer.distrust(index, Failure::Died);
-    let frames = symbolizer.resolve_stack(&[main]);
+    let number = FileNumber(symbolizer.located(&[main])[0].file());
+    let path = program.to_str().unwrap();
+    symbolizer.distrust(number, path, Failure::Died);
+    let frames = symbolizer.resolve_addresses(&[main]);
     assert_eq!((name(&frames[0]), frames[0].line), ("main", None));
-    symbolizer.files[index].resolved.clear();
-    symbolizer.distrust(index, Failure::Late);
-    let frames = symbolizer.resolve_stack(&[main]);
+    symbolizer.known(number).resolved.clear();
+    symbolizer.distrust(number, path, Failure::Late);
+    let frames = symbolizer.resolve_addresses(&[main]);
     assert_eq!(frames[0].symbol, None);
     assert_eq!(frames[0].module.as_deref(), program.to_str());
     let notes = symbolizer.notes();
@@ -170,7 +155,7 @@ fn is_left_behind(limits: Limits) {
     let target = Target::start(&workshop.program("program"), &[]);
     let mut symbolizer = target.symbolizer(Options { limits, ..plain() });
     let main = target.address("main");
-    let _ = symbolizer.resolve_stack(&[main]);
+    let _ = symbolizer.resolve_addresses(&[main]);
     let id = symbolizer.worker.as_ref().unwrap().process_id();
     let process = rustix::process::Pid::from_raw(id).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
@@ -178,7 +163,7 @@ fn is_left_behind(limits: Limits) {
     while !status().contains("State:\tT") {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let frames = symbolizer.resolve_stack(&[main + 1]);
+    let frames = symbolizer.resolve_addresses(&[main + 1]);
     assert_eq!(
         name(&frames[0]),
         "main",
@@ -208,7 +193,7 @@ fn two_gib_of_debug_information_are_left_alone_and_said_so() {
     let target = Target::start(&program, &[]);
     let mut symbolizer = target.symbolizer(plain());
     let started = Instant::now();
-    let frames = symbolizer.resolve_stack(&[target.address("main")]);
+    let frames = symbolizer.resolve_addresses(&[target.address("main")]);
     assert!(started.elapsed() < Duration::from_secs(2));
     assert_eq!((name(&frames[0]), frames[0].line), ("main", None));
     let [note] = symbolizer.notes() else {
@@ -227,7 +212,7 @@ fn is_named_without_debug_information(
     let target = Target::start(program, &[]);
     let mut symbolizer = target.symbolizer(plain());
     let started = Instant::now();
-    let frames = symbolizer.resolve_stack(&[address(&target)]);
+    let frames = symbolizer.resolve_addresses(&[address(&target)]);
     assert_eq!((name(&frames[0]), frames[0].line), (function, None));
     assert_eq!(
         symbolizer.notes(),
@@ -343,7 +328,7 @@ fn a_file_that_is_cut_short_while_it_is_read_gives_what_is_left() {
     let file = file_of(&bytes);
     let other_end = file.try_clone().unwrap();
     let length = bytes.len() as u64;
-    let mut symbolizer = mapped_whole(file, length, plain());
+    let mut symbolizer = of_file(file, plain());
     let stack = some_offsets(length);
     // Now it's mapped and its headers are known.
     assert_eq!(symbolizer.resolve_stack(&stack[..1]).len(), 1);
@@ -364,7 +349,7 @@ fn a_reader_that_was_killed_between_requests_is_started_anew() {
     let target = Target::start(&workshop.program("program"), &[]);
     let mut symbolizer = target.symbolizer(plain());
     let main = target.address("main");
-    let _ = symbolizer.resolve_stack(&[main]);
+    let _ = symbolizer.resolve_addresses(&[main]);
     let id = symbolizer.worker.as_ref().unwrap().process_id();
     let process = rustix::process::Pid::from_raw(id).unwrap();
     rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
@@ -372,7 +357,7 @@ fn a_reader_that_was_killed_between_requests_is_started_anew() {
     while !symbolizer.worker.as_mut().unwrap().has_ended() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let frames = symbolizer.resolve_stack(&[main + 1]);
+    let frames = symbolizer.resolve_addresses(&[main + 1]);
     assert_eq!(name(&frames[0]), "main");
     assert!(frames[0].line.is_some(), "nothing says the file is bad");
     assert!(symbolizer.notes().is_empty(), "{:?}", symbolizer.notes());
@@ -385,7 +370,7 @@ fn the_kernel_bounds_the_memory_of_the_reader() {
     };
     let target = Target::start(&workshop.program("program"), &[]);
     let mut symbolizer = target.symbolizer(plain());
-    let _ = symbolizer.resolve_stack(&[target.address("main")]);
+    let _ = symbolizer.resolve_addresses(&[target.address("main")]);
     let id = symbolizer.worker.as_ref().unwrap().process_id();
     let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).unwrap();
     let data = limits

@@ -4,7 +4,6 @@
 mod broken;
 
 use std::{
-    collections::HashMap,
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -148,7 +147,7 @@ impl Target {
     }
 
     fn symbolizer(&self, options: Options) -> Symbolizer {
-        let mut symbolizer = Symbolizer::new(options);
+        let mut symbolizer = Symbolizer::new(options, Arc::default());
         symbolizer.update(&self.mappings, &self.files);
         symbolizer
     }
@@ -158,6 +157,28 @@ impl Drop for Target {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Symbolizer {
+    /// A stack given as addresses: the places of its calls.
+    fn located(&mut self, addresses: &[u64]) -> Vec<FrameWord> {
+        let mut frames: Vec<_> = addresses.iter().copied().map(FrameWord).collect();
+        self.locate(&mut frames);
+        for caller in frames.iter_mut().skip(1) {
+            *caller = caller.before();
+        }
+        frames
+    }
+
+    fn resolve_addresses(&mut self, addresses: &[u64]) -> Arc<[Frame]> {
+        let frames = self.located(addresses);
+        self.resolve_stack(&frames)
+    }
+
+    fn begins_thread_at(&mut self, addresses: &[u64]) -> bool {
+        let places = self.located(addresses);
+        self.begins_thread(*places.last().unwrap())
     }
 }
 
@@ -193,7 +214,7 @@ fn inlined_functions_and_lines_are_resolved_after_the_program_ended_and_was_dele
     std::fs::remove_file(&program).unwrap();
 
     let malloc = target.address("malloc");
-    let frames = symbolizer.resolve_stack(&[malloc, target.address("in_innermost")]);
+    let frames = symbolizer.resolve_addresses(&[malloc, target.address("in_innermost")]);
     let names: Vec<&str> = frames.iter().map(name).collect();
     assert_eq!(names, ["malloc", "innermost", "middle", "outer_function"]);
     let inlined: Vec<bool> = frames.iter().map(|frame| frame.inlined).collect();
@@ -226,11 +247,11 @@ fn a_call_that_ends_a_function_belongs_to_it_and_not_to_the_next() {
         "the fixture's layout"
     );
     let mut symbolizer = target.symbolizer(plain());
-    let frames = symbolizer.resolve_stack(&[target.address("malloc"), return_address]);
+    let frames = symbolizer.resolve_addresses(&[target.address("malloc"), return_address]);
     assert_eq!(name(&frames[1]), "ends_with_a_call");
     assert_eq!(frames[1].line, line_of(PROGRAM, "line of the last call"));
     // As the probed instruction, it is taken as it is.
-    let frames = symbolizer.resolve_stack(&[return_address]);
+    let frames = symbolizer.resolve_addresses(&[return_address]);
     assert_eq!(
         (name(&frames[0]), frames[0].symbol_offset),
         ("comes_after", 0)
@@ -253,7 +274,7 @@ fn a_stripped_file_shows_only_what_its_dynamic_symbols_say() {
         target.address("hidden") + 1,
         target.address("outer_function") + 1,
     ];
-    let frames = symbolizer.resolve_stack(&stack);
+    let frames = symbolizer.resolve_addresses(&stack);
     assert_eq!(frames.len(), 3);
     assert_eq!(name(&frames[0]), "exported");
     for (frame, module) in [(&frames[1], &library), (&frames[2], &program)] {
@@ -286,7 +307,7 @@ fn names_are_demangled_and_wrappers_belong_to_the_allocator() {
     let mut symbolizer = target.symbolizer(options);
     let hidden = target.address("hidden") + 1;
     let after = target.address("comes_after") + 1;
-    let frames = symbolizer.resolve_stack(&[
+    let frames = symbolizer.resolve_addresses(&[
         target.address("malloc"),
         hidden,
         hidden,
@@ -326,7 +347,7 @@ fn a_separate_debug_file_is_used_when_its_build_id_matches() {
     let target = Target::start(&program, &[]);
     let stack = [target.address("malloc"), target.address("in_innermost")];
     let names = |options: Options| -> Vec<String> {
-        let frames = target.symbolizer(options).resolve_stack(&stack);
+        let frames = target.symbolizer(options).resolve_addresses(&stack);
         frames[1..]
             .iter()
             .map(|frame| name(frame).to_owned())
@@ -336,7 +357,7 @@ fn a_separate_debug_file_is_used_when_its_build_id_matches() {
     assert_eq!(names(plain()), all, "beside the file, by name");
 
     // In the target's root, by build id.
-    let build_id = target.symbolizer(plain()).resolve_stack(&stack)[1]
+    let build_id = target.symbolizer(plain()).resolve_addresses(&stack)[1]
         .build_id
         .clone()
         .unwrap();
@@ -385,7 +406,7 @@ fn compressed_debug_information_is_read() {
     let lines_of = |program: &Path| {
         let target = Target::start(program, &[]);
         let stack = [target.address("malloc"), target.address("in_innermost")];
-        let frames = target.symbolizer(plain()).resolve_stack(&stack);
+        let frames = target.symbolizer(plain()).resolve_addresses(&stack);
         assert_eq!(frames[1].line, line_of(PROGRAM, "line of innermost"));
     };
     // Older tools know only zlib.
@@ -402,7 +423,7 @@ fn compressed_debug_information_is_read() {
         ..Limits::default()
     };
     let mut symbolizer = target.symbolizer(Options { limits, ..plain() });
-    let frames = symbolizer.resolve_stack(&stack);
+    let frames = symbolizer.resolve_addresses(&stack);
     assert_eq!((name(&frames[1]), frames[1].line), ("outer_function", None));
     let [note] = symbolizer.notes() else {
         panic!("{:?}", symbolizer.notes())
@@ -419,7 +440,7 @@ fn split_debug_information_is_read_from_a_package_and_told_without() {
         let target = Target::start(&workshop.path("program"), &[]);
         let mut symbolizer = target.symbolizer(plain());
         let stack = [target.address("malloc"), target.address("in_innermost")];
-        let frames = symbolizer.resolve_stack(&stack);
+        let frames = symbolizer.resolve_addresses(&stack);
         assert_eq!(frames[1].line, line_of(PROGRAM, "line of innermost"));
         let names = frames[1..].iter().map(|frame| name(frame).to_owned());
         (names.collect(), symbolizer.notes().to_vec())
@@ -469,7 +490,7 @@ fn debug_information_that_grows_too_much_is_given_up_with_a_note() {
     let mut symbolizer = target.symbolizer(Options { limits, ..plain() });
     let main = target.address("main");
     let stack: Vec<u64> = (main..main + 64).collect();
-    let frames = symbolizer.resolve_stack(&stack);
+    let frames = symbolizer.resolve_addresses(&stack);
     let mains: Vec<&Frame> = frames.iter().filter(|frame| !frame.inlined).collect();
     assert!(mains.iter().all(|frame| name(frame) == "main"));
     assert!(
@@ -496,7 +517,7 @@ fn memory_without_a_file_keeps_its_address_and_special_mappings_their_names() {
         .iter()
         .find(|mapping| mapping.is_special("[vdso]"))
         .unwrap();
-    let functions = symbolizer.resolve_stack(&(vdso.start..vdso.end).collect::<Vec<u64>>());
+    let functions = symbolizer.resolve_addresses(&(vdso.start..vdso.end).collect::<Vec<u64>>());
     let in_vdso: Vec<&str> = functions
         .iter()
         .filter(|frame| frame.symbol.is_some())
@@ -509,9 +530,16 @@ fn memory_without_a_file_keeps_its_address_and_special_mappings_their_names() {
             .all(|frame| frame.module.as_deref() == Some("[vdso]"))
     );
 
-    assert!(symbolizer.knows(&[target.address("main"), vdso.start + 8]));
-    assert!(!symbolizer.knows(&[target.address("main"), heap]));
-    let frames = symbolizer.resolve_stack(&[heap, 0]);
+    let main = target.address("main");
+    let mut known = [main, vdso.start + 8].map(FrameWord);
+    assert!(symbolizer.locate(&mut known));
+    assert!(known.iter().all(|frame| frame.file() != 0));
+    assert_eq!(known[1].offset(), 8);
+    let mut half = [main, heap].map(FrameWord);
+    assert!(!symbolizer.locate(&mut half));
+    assert_eq!(half, [known[0], FrameWord(heap)]);
+    assert!(symbolizer.locate(&mut known), "what is located stays");
+    let frames = symbolizer.resolve_addresses(&[heap, 0]);
     assert_eq!((&frames[0].module, frames[0].file_offset), (&None, heap));
     assert_eq!((&frames[1].module, frames[1].file_offset), (&None, 0));
 }
@@ -523,7 +551,7 @@ fn of_libcs_functions_the_plain_names_are_shown() {
     };
     let target = Target::start(&workshop.program("program"), &[]);
     let mut symbolizer = target.symbolizer(Options::new(|_| false));
-    let frames = symbolizer.resolve_stack(&[target.address("malloc")]);
+    let frames = symbolizer.resolve_addresses(&[target.address("malloc")]);
     assert_eq!(
         name(&frames[0]),
         "malloc",
@@ -542,14 +570,13 @@ fn threads_begin_at_the_entry_point_and_in_clone_also_without_names() {
     let mut symbolizer = target.symbolizer(plain());
     let [malloc, main] = ["malloc", "main"].map(|name| target.address(name));
     // glibc's `_start` calls `__libc_start_main` 0x1b to 0x26 bytes on.
-    assert!(symbolizer.begins_thread(&[malloc, target.address("start") + 0x21]));
-    assert!(!symbolizer.begins_thread(&[malloc, main + 4]));
-    assert!(!symbolizer.begins_thread(&[malloc]));
-    assert!(!symbolizer.begins_thread(&[]));
+    assert!(symbolizer.begins_thread_at(&[malloc, target.address("start") + 0x21]));
+    assert!(!symbolizer.begins_thread_at(&[malloc, main + 4]));
+    assert!(!symbolizer.begins_thread_at(&[malloc]));
     let in_clone = target.address("in_clone");
     assert!(
         in_clone != 0,
         "not found on the stack: another libc's code?"
     );
-    assert!(symbolizer.begins_thread(&[malloc, main + 4, in_clone]));
+    assert!(symbolizer.begins_thread_at(&[malloc, main + 4, in_clone]));
 }

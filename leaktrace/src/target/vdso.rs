@@ -9,12 +9,10 @@ use std::{
 
 use rustix::fs::MemfdFlags;
 
-use crate::target::mapping;
-
-use super::code_file::Image;
+use super::{code_files::Image, mapping};
 
 /// Name of its mapping.
-pub const VDSO: &str = "[vdso]";
+pub const NAME: &str = "[vdso]";
 
 /// A copy of leaktrace's own vDSO, which all 64-bit processes of one kernel
 /// share, as a file in memory.
@@ -25,7 +23,7 @@ pub fn own_image() -> io::Result<Image> {
     let mappings = mapping::parse(&fs::read("/proc/self/maps")?);
     let vdso = mappings
         .iter()
-        .find(|mapping| mapping.is_special(VDSO))
+        .find(|mapping| mapping.is_special(NAME))
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "leaktrace has no vDSO"))?;
     let mut bytes = vec![0; (vdso.end - vdso.start) as usize];
     File::open("/proc/self/mem")?.read_exact_at(&mut bytes, vdso.start)?;

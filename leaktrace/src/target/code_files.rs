@@ -1,0 +1,245 @@
+//! The files whose code the target runs, each with a number that stays its own:
+//! the same in stack frames, in unwind tables and where symbols are read.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use leaktrace_common::stack::FrameWord;
+
+use super::{
+    mapped_file::MappedFile,
+    mapping::{Device, Mapping},
+    vdso,
+};
+
+/// Number of a file; 0 is code without one (made at run time), or unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileNumber(pub u16);
+
+/// An opened file with an ELF image in it.
+#[derive(Clone, Debug)]
+pub enum Image {
+    /// One that the target maps.
+    Mapped(Arc<MappedFile>),
+    /// One that leaktrace made or found itself.
+    Own(Arc<File>),
+}
+
+/// A mapped file, under the name it has in the target.
+#[derive(Clone, Debug)]
+pub struct CodeFile {
+    /// Its path in the target, or `[vdso]`.
+    pub path: Arc<str>,
+    /// The image; `None` when it could not be opened.
+    pub image: Option<Image>,
+}
+
+/// All files met so far. None is ever forgotten: stacks captured while a file was
+/// mapped may be looked at long after.
+#[derive(Debug, Default)]
+pub struct CodeFiles {
+    files: Vec<CodeFile>,
+    numbers: HashMap<FileKey, FileNumber>,
+}
+
+/// What makes two mappings' files the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct FileKey {
+    device: Device,
+    inode: u64,
+    path: PathBuf,
+}
+
+impl FileNumber {
+    /// No file.
+    pub const NONE: Self = Self(0);
+
+    /// Whether there is a file.
+    #[must_use]
+    pub fn is_some(self) -> bool {
+        self != Self::NONE
+    }
+
+    fn index(self) -> Option<usize> {
+        usize::from(self.0).checked_sub(1)
+    }
+}
+
+impl Image {
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        match self {
+            Self::Mapped(mapped) => mapped.file(),
+            Self::Own(file) => file,
+        }
+    }
+}
+
+impl CodeFiles {
+    /// Those that several share. A thread that panics leaves nothing half done in
+    /// them.
+    pub fn lock(shared: &Mutex<Self>) -> MutexGuard<'_, Self> {
+        shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of the file behind a mapping, a new one when it was not met
+    /// before; `files` are those opened so far. [`FileNumber::NONE`] for memory
+    /// without a file, also when it has a name: nothing there has an offset that
+    /// means something. So it is, too, for files beyond the largest number and
+    /// offsets that no [`FrameWord`] can hold.
+    pub fn number(&mut self, mapping: &Mapping, files: &[Arc<MappedFile>]) -> FileNumber {
+        let is_vdso = mapping.is_special(vdso::NAME);
+        if !is_vdso && (mapping.inode == 0 || !fits(mapping)) {
+            return FileNumber::NONE;
+        }
+        let opened = || -> Option<Image> {
+            if is_vdso {
+                return vdso::own_image().ok();
+            }
+            let backing = files
+                .iter()
+                .find(|file| mapping.is_file() && file.backs(mapping))?;
+            Some(Image::Mapped(Arc::clone(backing)))
+        };
+        let key = FileKey {
+            device: mapping.device,
+            inode: mapping.inode,
+            path: mapping.path.clone(),
+        };
+        if let Some(number) = self.numbers.get(&key) {
+            // It may be that only now it could be opened.
+            if let Some(file) = number.index().and_then(|index| self.files.get_mut(index))
+                && file.image.is_none()
+            {
+                file.image = opened();
+            }
+            return *number;
+        }
+        let Ok(number) = u16::try_from(self.files.len() + 1) else {
+            return FileNumber::NONE;
+        };
+        self.files.push(CodeFile {
+            path: mapping.path.to_string_lossy().into(),
+            image: opened(),
+        });
+        self.numbers.insert(key, FileNumber(number));
+        FileNumber(number)
+    }
+
+    /// One file, without a mapping.
+    #[cfg(test)]
+    pub fn of(file: CodeFile) -> Self {
+        Self {
+            files: vec![file],
+            numbers: HashMap::new(),
+        }
+    }
+
+    /// The file with a number.
+    #[must_use]
+    pub fn get(&self, number: FileNumber) -> Option<&CodeFile> {
+        self.files.get(number.index()?)
+    }
+
+    /// All files with their numbers, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (FileNumber, &CodeFile)> {
+        (1..=u16::MAX).map(FileNumber).zip(&self.files)
+    }
+}
+
+/// Whether each offset in a mapping is one that frames can have.
+fn fits(mapping: &Mapping) -> bool {
+    let last = mapping.offset.checked_add(mapping.end - mapping.start);
+    last.is_some_and(|last| last <= FrameWord::OFFSET_MASK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::mapping::parse, *};
+
+    fn mapping(line: &str) -> Mapping {
+        parse(line.as_bytes()).remove(0)
+    }
+
+    #[test]
+    fn mappings_of_one_file_have_one_number_and_others_the_next() {
+        let mut files = CodeFiles::default();
+        let mut number = |line| files.number(&mapping(line), &[]).0;
+        assert_eq!(number("1000-2000 r-xp 0 8:1 7 /a"), 1);
+        assert_eq!(number("3000-4000 r-xp 0 8:1 9 /b"), 2);
+        assert_eq!(number("8000-9000 r-xp 5000 8:1 7 /a"), 1);
+        assert_eq!(number("1000-2000 r-xp 0 8:2 7 /a"), 3, "another device");
+        assert_eq!(number("1000-2000 r-xp 0 8:1 8 /a"), 4, "replaced");
+        assert_eq!(number("1000-2000 r-xp 0 8:1 7 /c"), 5, "another name");
+        let paths: Vec<_> = files.iter().map(|(n, file)| (n.0, &*file.path)).collect();
+        assert_eq!(
+            paths,
+            [(1, "/a"), (2, "/b"), (3, "/a"), (4, "/a"), (5, "/c")]
+        );
+        for (number, file) in files.iter() {
+            assert_eq!(files.get(number).unwrap().path, file.path);
+        }
+        assert!(files.get(FileNumber::NONE).is_none());
+        assert!(files.get(FileNumber(6)).is_none());
+    }
+
+    #[test]
+    fn memory_without_a_file_has_no_number_but_the_vdso_has() {
+        let mut files = CodeFiles::default();
+        for line in [
+            "1000-2000 rwxp 0 0:0 0",
+            "1000-2000 rwxp 0 0:0 0 [heap]",
+            "1000-2000 rwxp 0 0:0 0 [anon:code]",
+            // Where it ends no frame could say.
+            "1000-2000 r-xp fffffffffffff000 8:1 7 /a",
+            "1000-2000 r-xp 1000000000000 8:1 7 /a",
+        ] {
+            assert_eq!(
+                files.number(&mapping(line), &[]),
+                FileNumber::NONE,
+                "{line}"
+            );
+        }
+        let vdso = files.number(&mapping("1000-2000 r-xp 0 0:0 0 [vdso]"), &[]);
+        assert!(vdso.is_some());
+        assert!(files.get(vdso).unwrap().image.is_some());
+    }
+
+    #[test]
+    fn a_file_may_be_opened_later_than_it_was_met() {
+        let temporary = tempfile::NamedTempFile::new().unwrap();
+        let file = Arc::new(MappedFile::open_path(temporary.path()).unwrap());
+        let device = file.device();
+        let mapped = mapping(&format!(
+            "1000-2000 r-xp 0 {:x}:{:x} {} {}",
+            device.major,
+            device.minor,
+            file.inode(),
+            temporary.path().display()
+        ));
+        let mut files = CodeFiles::default();
+        let number = files.number(&mapped, &[]);
+        assert!(files.get(number).unwrap().image.is_none());
+        assert_eq!(files.number(&mapped, std::slice::from_ref(&file)), number);
+        assert!(files.get(number).unwrap().image.is_some());
+    }
+
+    #[test]
+    fn when_numbers_run_out_files_have_none() {
+        let mut files = CodeFiles::default();
+        let mut number = |inode: u32| {
+            let line = format!("1000-2000 r-xp 0 8:1 {inode} /a");
+            files.number(&mapping(&line), &[]).0
+        };
+        for inode in 1..=0xffff {
+            assert_eq!(u32::from(number(inode)), inode);
+        }
+        assert_eq!(number(0x1_0000), 0);
+        assert_eq!(number(5), 5, "known ones keep theirs");
+    }
+}
