@@ -182,7 +182,12 @@ impl Walker {
         if place == IN_REGISTER {
             self.note_register(value);
         } else if place != NOTED {
-            self.note(flags, place, value, if value == 0 { ABSOLUTE } else { RELATIVE });
+            self.note(
+                flags,
+                place,
+                value,
+                if value == 0 { ABSOLUTE } else { RELATIVE },
+            );
         }
         set!(self, frame_pointer_place, NOTED);
     }
