@@ -79,6 +79,8 @@ const SUITES: [Suite; 6] = [
             "old_blocks",
             "is_killed",
             "can_not_be_watched",
+            "reader_of_symbols",
+            "dies_first",
             // The same as `calls_after_an_exec`, told otherwise.
             "an_exec_is_when",
             // Of time, which says nothing here.
