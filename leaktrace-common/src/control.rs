@@ -13,7 +13,8 @@ pub struct Control {
     /// Needed when a link can't be bound to the process, because its main
     /// thread has ended.
     pub only_tgid: u32,
-    /// The traced thread group, for events that no link filters.
+    /// The traced thread group, for events that no link filters. This and
+    /// `only_tgid` are ids in the PID namespace below.
     pub target_tgid: u32,
     /// How many buckets the live table has.
     pub buckets: u32,
@@ -31,12 +32,29 @@ pub struct Control {
     pub min_size: u64,
     /// Largest requested size that is recorded, bytes.
     pub max_size: u64,
+    /// The generation of the mappings that hold; its lowest bit tells which of
+    /// the two tables they are in.
+    pub mappings: u32,
+    /// The generation that userspace has begun to write, in place of the one
+    /// before the last: stored before anything of it is. A walk that began two
+    /// generations earlier may have met both.
+    pub mappings_begun: u32,
+    /// How stacks are walked: [`crate::walk::flag::FRAME_POINTERS`] or 0.
+    pub walk_flags: u32,
+    /// How often a walk met an address that no mapping holds: userspace then
+    /// looks for new mappings. Counts of several CPUs may be lost, changes not.
+    pub unmapped: u32,
     /// `CLOCK_MONOTONIC` at the exec that cleared `enabled`, nanoseconds; 0
     /// before.
     pub exec_ns: u64,
+    /// The PID namespace of the target: the inode of `/proc/PID/ns/pid`; 0 for the
+    /// first one, whose ids need no translation.
+    pub namespace_inode: u64,
+    /// Its device, as the kernel writes it.
+    pub namespace_device: u64,
 }
 
-const _: () = assert!(size_of::<Control>() == 56);
+const _: () = assert!(size_of::<Control>() == 88);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

@@ -79,6 +79,7 @@ impl FrameWord {
     const OFFSET_BITS: u32 = 48;
 
     /// A place in a file with a number other than 0.
+    #[inline(always)]
     #[must_use]
     pub const fn in_file(file: u16, offset: u64) -> Self {
         Self((file as u64) << Self::OFFSET_BITS | offset & Self::OFFSET_MASK)
@@ -126,8 +127,14 @@ pub struct StackRecord {
     pub end: u32,
     /// How many of `frames` are valid.
     pub depth: u32,
-    /// Addresses: frame 0 is the probed instruction in the watched function,
-    /// the others are return addresses, from the caller outwards.
+    /// The generation of the mappings that it was walked by.
+    pub mappings: u32,
+    /// Always 0.
+    pub padding: u32,
+    /// Frame 0 is the probed instruction in the watched function, the others
+    /// are return addresses, from the caller outwards: the number of the file
+    /// in the upper 16 bits with the offset there in the others, or an address
+    /// where the number is 0.
     pub frames: [u64; MAX_FRAMES],
 }
 
@@ -155,11 +162,13 @@ impl StackRecord {
         check: 0,
         end: 0,
         depth: 0,
+        mappings: 0,
+        padding: 0,
         frames: [0; MAX_FRAMES],
     };
 }
 
-const _: () = assert!(size_of::<StackRecord>() == 16 + 8 * MAX_FRAMES);
+const _: () = assert!(size_of::<StackRecord>() == 24 + 8 * MAX_FRAMES);
 const _: () = assert!(size_of::<StackSums>() == 40);
 
 #[cfg(feature = "user")]

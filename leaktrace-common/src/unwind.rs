@@ -219,11 +219,32 @@ pub struct Mapping {
     pub padding: u32,
 }
 
+/// Most executable mappings of a process that are known at a time.
+pub const MAX_MAPPINGS: usize = 4096;
+
+/// The executable mappings of a process.
+#[repr(C)]
+pub struct MappingTable {
+    /// How many of them are valid.
+    pub count: u64,
+    /// Sorted by address; see [`Mapping`].
+    pub mappings: [Mapping; MAX_MAPPINGS],
+}
+
+/// [`CHUNK_ROWS`] rows: a value of the map of rows.
+#[repr(C)]
+pub struct Chunk(pub [Row; CHUNK_ROWS as usize]);
+
+/// Most files that have a [`FileRecord`]; of others nothing is known.
+pub const MAX_FILES: usize = 4096;
+
 const _: () = assert!(size_of::<Row>() == 4);
 const _: () = assert!(size_of::<Rule>() == 16);
 const _: () = assert!(size_of::<Page>() == 8);
 const _: () = assert!(size_of::<FileRecord>() == 16);
 const _: () = assert!(size_of::<Mapping>() == 32);
+const _: () = assert!(size_of::<MappingTable>() == 8 + 32 * MAX_MAPPINGS);
+const _: () = assert!(size_of::<Chunk>() == 4 << 16);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

@@ -15,7 +15,9 @@ use crate::{
     in_flight,
     live::LiveTable,
     maps::{CONTROL, IN_FLIGHT},
-    stacks, user_memory,
+    stacks,
+    threads::is_current,
+    user_memory,
 };
 
 /// A product of count and size that no allocator can give.
@@ -32,7 +34,7 @@ fn control(thread_group: u32) -> Option<&'static Control> {
     if unsafe { (&raw const control.enabled).read_volatile() } == 0 {
         return None;
     }
-    if control.only_tgid != 0 && control.only_tgid != thread_group {
+    if control.only_tgid != 0 && !is_current(control, control.only_tgid, thread_group) {
         return None;
     }
     Some(control)
@@ -135,14 +137,8 @@ fn allocate<L: LiveTable>(registers: Registers, cookie: Cookie, thread: u32, con
     }
     count(Counter::AllocCalls);
 
-    stacks::capture(
-        record,
-        function_ip,
-        stack_pointer,
-        registers.frame_pointer(),
-    );
-    if record.return_address == trampoline {
-        // The rest of a call that was entered before events counted.
+    record.function_ip = function_ip;
+    if !stacks::capture::<L>(record, thread, control, registers) {
         count(Counter::TailCall);
         return;
     }
@@ -237,9 +233,7 @@ fn record_block<L: LiveTable>(record: &mut InFlight, block: u64, registers: Regi
         count(Counter::SizeTooLarge);
         size = MAX_SIZE;
     }
-    // The return has popped the return address, and nothing else.
-    let stack_pointer = registers.stack_pointer() - RETURN_ADDRESS_SIZE;
-    let (stack_id, sums) = stacks::sums_for(record, stack_pointer, registers.frame_pointer());
+    let (stack_id, sums) = stacks::sums_for(record);
     let Some(sums) = sums else {
         count(Counter::SumMissing);
         return;

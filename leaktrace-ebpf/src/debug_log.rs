@@ -12,5 +12,7 @@ macro_rules! debug_log {
 /// Does nothing.
 #[cfg(not(feature = "debug"))]
 macro_rules! debug_log {
-    ($registers:expr, $($argument:tt)*) => {};
+    ($registers:expr, $($argument:tt)*) => {
+        let _ = $registers;
+    };
 }

@@ -19,12 +19,17 @@ mod debug_log;
 mod arch;
 mod calls;
 mod counters;
+mod exchange;
 mod in_flight;
 mod live;
 mod maps;
+mod remembered;
+mod stack_hash;
 mod stacks;
+mod tables;
 mod threads;
 mod user_memory;
+mod walk;
 
 use core::ffi::c_void;
 

@@ -10,7 +10,9 @@ use leaktrace_common::{
     counter::CounterBlock,
     in_flight::InFlight,
     live::{Bucket, LiveKey, LiveValue},
+    remembered::{REMEMBERED_WALKS, RememberedWalk},
     stack::{StackRecord, StackSums},
+    unwind::{Chunk, FileRecord, MAX_FILES, MAX_RULES, MappingTable, Page, Rule},
 };
 
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -59,3 +61,28 @@ pub static TALLY: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// Nothing: see `keep_to_the_threads_stack`.
 #[map]
 pub static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Rows of the unwind tables.
+#[map]
+pub static ROWS: Array<Chunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Pages of the unwind tables.
+#[map]
+pub static PAGES: Array<Page> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Rules of the unwind tables.
+#[map]
+pub static RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, BPF_F_MMAPABLE);
+
+/// Files, by number.
+#[map]
+pub static FILES: Array<FileRecord> = Array::with_max_entries(MAX_FILES as u32, BPF_F_MMAPABLE);
+
+/// The executable mappings of the process, twice: one holds while the other is
+/// written.
+#[map]
+pub static MAPPINGS: Array<MappingTable> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+
+/// Walks that need not be made again.
+#[map]
+pub static WALKS: Array<RememberedWalk> = Array::with_max_entries(REMEMBERED_WALKS, 0);

@@ -1,232 +1,169 @@
-//! Walking, hashing and storing stacks, and the sums of each.
+//! Walking and storing stacks, and the sums of each.
 //!
-//! The hot path only computes a stack's hash. Its frames are stored when the
-//! hash is met for the first time, by walking the same stack again at the
-//! call's return: the caller's frames are still there then, and the frame that
-//! the return probe overwrote is in the record.
+//! On the hot path a stack is only recognised: by a walk that is remembered, or
+//! by the hashes of another walk. Its frames are stored when the hash is met for
+//! the first time, by walking the same stack a second time.
 
 use leaktrace_common::{
+    control::Control,
     counter::Counter,
-    in_flight::{InFlight, WINDOW_WORDS},
+    in_flight::InFlight,
     live::LiveValue,
-    stack::{MAX_FRAMES, NOT_STORED, StackEnd, StackRecord, StackSums},
+    stack::{NOT_STORED, StackEnd, StackSums},
+    walk::flag,
 };
 
 use crate::{
+    arch::Registers,
     counters::{add, count},
+    live::LiveTable,
     maps::{EMPTY_STACK, STACKS, SUMS},
-    user_memory,
+    remembered,
+    stack_hash::StackHash,
+    walk::{Start, Walker, get},
 };
 
 const BPF_NOEXIST: u64 = 1;
 const E2BIG: i32 = -7;
 const EEXIST: i32 = -17;
 
-/// A frame farther than this from the stack pointer belongs to something else:
-/// the register held no frame pointer.
-const MAX_STACK_SPAN: u64 = 256 << 20;
-
-/// Two independent hashes of a stack. Every frame is mixed into both by a
-/// multiplication with an odd constant (those of xxHash64's primes) and a
-/// shift, so that neither is a function of the other.
-#[derive(Clone, Copy)]
-pub struct StackHash {
-    pub id: u64,
-    pub check: u64,
-}
-
-impl StackHash {
-    const SEED: Self = Self {
-        id: 0x27d4_eb2f_1656_67c5,
-        check: 0x1656_67b1_9e37_79f9,
-    };
-
-    #[inline(always)]
-    fn mix(&mut self, value: u64) {
-        self.id = (self.id ^ value).wrapping_mul(0x9e37_79b1_85eb_ca87);
-        self.id ^= self.id >> 32;
-        self.check = (self.check.rotate_left(27) ^ value).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-        self.check ^= self.check >> 29;
-    }
-
-    #[inline(always)]
-    fn finish(mut self, end: u32) -> Self {
-        self.mix(u64::from(end));
-        // Small ids are reserved (see NOT_STORED); a check of 0 means unknown.
-        self.id |= 1 << 63;
-        self.check |= 1;
-        self
-    }
-}
-
-/// The copy of a part of the stack in the thread's record.
-///
-/// What changes from frame to frame is kept in the record, not in registers
-/// (hence the volatile accesses): the verifier takes what it loads from a map
-/// for unknown, so that it finds the same state at each round of the loop,
-/// whichever way it came.
-#[derive(Clone, Copy)]
-struct Window(*mut InFlight);
-
-const WINDOW_BYTES: u64 = 8 * WINDOW_WORDS as u64;
-/// A saved frame pointer with the return address above it.
-const FRAME_BYTES: u64 = 16;
-
-macro_rules! field {
-    ($window:expr, $name:ident) => {
-        // The record is a value of the map and stays there while its thread runs
-        // this program.
-        (&raw mut (*$window.0).$name)
-    };
-}
-
-impl Window {
-    #[inline(always)]
-    fn new(record: &mut InFlight) -> Self {
-        let window = Self(record);
-        // SAFETY: pointers into the record.
-        unsafe {
-            field!(window, window_size).write_volatile(0);
-            field!(window, window_failed).write_volatile(0);
-        }
-        window
-    }
-
-    /// The two words at `address`, which is a multiple of 8.
-    #[inline(always)]
-    fn frame(self, address: u64) -> Option<(u64, u64)> {
-        if !self.holds(address) && !self.fill(address) {
-            return None;
-        }
-        // Computed from what is read again, so that the verifier finds the same
-        // state whether the window was filled or not.
-        // SAFETY: a pointer into the record.
-        let offset = address.wrapping_sub(unsafe { field!(self, window_start).read_volatile() });
-        let index = (offset / 8) as usize & (WINDOW_WORDS - 1);
-        // SAFETY: the window has two words more than the mask lets through.
-        unsafe {
-            let words = field!(self, window).cast::<u64>();
-            Some((
-                words.add(index).read_volatile(),
-                words.add(index + 1).read_volatile(),
-            ))
-        }
-    }
-
-    /// Whether the frame at `address` is in the copy.
-    #[inline(always)]
-    fn holds(self, address: u64) -> bool {
-        // SAFETY: pointers into the record.
-        let (start, size) = unsafe {
-            (
-                field!(self, window_start).read_volatile(),
-                field!(self, window_size).read_volatile(),
-            )
-        };
-        let offset = address.wrapping_sub(start);
-        offset < WINDOW_BYTES && offset + FRAME_BYTES <= size
-    }
-
-    /// Copies from `address` on.
-    #[inline(always)]
-    fn fill(self, address: u64) -> bool {
-        // SAFETY: pointers into the record; the window is as long as that.
-        unsafe {
-            let words = field!(self, window).cast::<u64>();
-            field!(self, window_start).write_volatile(address);
-            if field!(self, window_failed).read_volatile() == 0 {
-                if user_memory::copy(words, WINDOW_BYTES as usize, address) {
-                    field!(self, window_size).write_volatile(WINDOW_BYTES);
-                    return true;
-                }
-                field!(self, window_failed).write_volatile(1);
-            }
-            field!(self, window_size).write_volatile(FRAME_BYTES);
-            user_memory::copy(words, FRAME_BYTES as usize, address)
-        }
-    }
-
-    #[inline(always)]
-    fn last(self) -> u64 {
-        // SAFETY: a pointer into the record.
-        unsafe { field!(self, last_frame_pointer).read_volatile() }
-    }
-
-    #[inline(always)]
-    fn set_last(self, frame_pointer: u64) {
-        // SAFETY: a pointer into the record.
-        unsafe { field!(self, last_frame_pointer).write_volatile(frame_pointer) }
-    }
-}
-
-/// Walks the chain of frame pointers, giving every return address above the
-/// call to `visit` with its index in the stack (2 and up). Returns how the
-/// walk ended and how many frames there are.
+/// Walks the stack of a call that was just entered, or finds that it has been
+/// walked before, and stores it if it was never met. Its id and check go to the
+/// thread's record. False, and nothing else, when the call's return address is
+/// the kernel's trampoline: it is the rest of a call that was entered before
+/// events counted.
 #[inline(always)]
-fn walk(
-    window: Window,
-    stack_pointer: u64,
-    frame_pointer: u64,
-    mut visit: impl FnMut(usize, u64),
-) -> (u32, u32) {
-    let mut frame_pointer = frame_pointer;
-    window.set_last(stack_pointer);
-    let mut depth = 2;
-    while depth < MAX_FRAMES {
-        if frame_pointer == 0 {
-            return (StackEnd::ChainEnd as u32, depth as u32);
-        }
-        if frame_pointer <= window.last()
-            || frame_pointer & 7 != 0
-            || frame_pointer - stack_pointer > MAX_STACK_SPAN
-        {
-            return (StackEnd::BadFramePointer as u32, depth as u32);
-        }
-        let Some((next, return_address)) = window.frame(frame_pointer) else {
-            return (StackEnd::Unreadable as u32, depth as u32);
-        };
-        if return_address == 0 {
-            return (StackEnd::ChainEnd as u32, depth as u32);
-        }
-        visit(depth, return_address);
-        depth += 1;
-        window.set_last(frame_pointer);
-        frame_pointer = next;
+pub fn capture<L: LiveTable>(
+    record: &mut InFlight,
+    thread: u32,
+    control: &Control,
+    registers: Registers,
+) -> bool {
+    let walker = Walker(&raw mut record.walk);
+    let start = Start {
+        ip: registers.instruction_pointer(),
+        stack_pointer: registers.stack_pointer(),
+        frame_pointer: registers.frame_pointer(),
+        flags: control.walk_flags,
+        // SAFETY: userspace changes it.
+        mappings: unsafe { (&raw const control.mappings).read_volatile() },
+        trampoline: control.trampoline,
+    };
+    walker.begin(start.stack_pointer);
+    if walker.top() == start.trampoline {
+        return false;
     }
-    (StackEnd::TooDeep as u32, depth as u32)
+    let (id, check) = if L::EXCHANGES {
+        walk_or_remember(walker, thread, start, control)
+    } else {
+        walk(walker, thread, start, control).0
+    };
+    record.stack_id = id;
+    record.stack_check = check;
+    true
 }
 
-/// Hashes the stack of a call that was just entered into the thread's record,
-/// with its first two frames.
+/// As [`walk`], unless the same walk is remembered; else it will be. One that
+/// was just stored is not: another thread must not meet it before its frames
+/// are there.
 #[inline(always)]
-pub fn capture(record: &mut InFlight, function_ip: u64, stack_pointer: u64, frame_pointer: u64) {
-    let window = Window::new(record);
-    // The return address; as a frame, with whatever is above it.
-    let return_address = match window.frame(stack_pointer) {
-        Some((return_address, _)) => return_address,
-        None => 0,
+fn walk_or_remember(walker: Walker, thread: u32, start: Start, control: &Control) -> (u64, u64) {
+    let number = remembered::number(walker, start);
+    if let Some(found) = remembered::find(walker, number, start) {
+        return found;
+    }
+    let is_claimed = remembered::claim(walker, number);
+    let noting = Start {
+        flags: start.flags | if is_claimed { flag::REMEMBER } else { 0 },
+        ..start
     };
-    let mut hash = StackHash::SEED;
-    hash.mix(function_ip);
-    hash.mix(return_address);
-    let (end, _) = walk(window, stack_pointer, frame_pointer, |_, address| {
-        hash.mix(address)
-    });
-    let hash = hash.finish(end);
-    record.stack_id = hash.id;
-    record.stack_check = hash.check;
-    record.function_ip = function_ip;
-    record.return_address = return_address;
+    let (found, is_lasting) = walk(walker, thread, noting, control);
+    if is_claimed {
+        remembered::publish(walker, start, found, is_lasting);
+    }
+    found
+}
+
+/// Walks a stack and stores it if it was not met before: its id and check, and
+/// whether another walk would find it stored.
+#[inline(always)]
+fn walk(walker: Walker, thread: u32, start: Start, control: &Control) -> ((u64, u64), bool) {
+    let end = walker.walk(thread, start, 0);
+    let end = unless_changed(end, start, control);
+    let found = StackHash(get!(walker, hash)).finish(end);
+    if STACKS.get_ptr(found.0).is_some() {
+        let is_lasting = end != StackEnd::Unreadable as u64 && end != StackEnd::Changed as u64;
+        return (found, is_lasting);
+    }
+    store(walker, thread, start, found, end);
+    (found, false)
+}
+
+/// The end of a walk, if the mappings that it went by were whole: userspace
+/// writes over those of a generation when it begins the one after the next.
+#[inline(always)]
+fn unless_changed(end: u64, start: Start, control: &Control) -> u64 {
+    // SAFETY: userspace changes it.
+    let begun = unsafe { (&raw const control.mappings_begun).read_volatile() };
+    if begun.wrapping_sub(start.mappings) >= 2 {
+        StackEnd::Changed as u64
+    } else {
+        end
+    }
+}
+
+/// Stores a stack that was not met before, by walking it again. Of several
+/// threads that meet it at the same time, the one that enters it in the table
+/// writes its frames.
+#[inline(always)]
+fn store(walker: Walker, thread: u32, start: Start, found: (u64, u64), end: u64) {
+    let (id, check) = found;
+    let Some(empty) = EMPTY_STACK.get_ptr(0) else {
+        return;
+    };
+    // SAFETY: the array lives as long as the program.
+    match STACKS.insert(id, unsafe { &*empty }, BPF_NOEXIST) {
+        Ok(()) => {}
+        // Whether it is the same is seen at the return.
+        Err(EEXIST) => return,
+        Err(error) => {
+            refused(error);
+            return;
+        }
+    }
+    let again = Start {
+        flags: start.flags & !flag::REMEMBER,
+        ..start
+    };
+    let mut end_again = walker.walk(thread, again, id);
+    let mut depth = get!(walker, depth);
+    if end == StackEnd::Changed as u64 {
+        end_again = end;
+    }
+    if StackHash(get!(walker, hash)).finish(end_again) != found {
+        // Others have written to the stack, or the mappings are others: only the
+        // caller is known. The id is the first walk's all the same.
+        count(Counter::StackChanged);
+        end_again = StackEnd::Changed as u64;
+        depth = 2;
+    }
+    let Some(stack) = STACKS.get_ptr_mut(id) else {
+        return;
+    };
+    // SAFETY: a value of the map, which is never removed.
+    unsafe {
+        (*stack).end = end_again as u32;
+        (*stack).depth = depth;
+        (*stack).mappings = start.mappings;
+        // Last: it says that the rest is there.
+        (&raw mut (*stack).check).write_volatile(check);
+    }
 }
 
 /// The id under which a returning call's block is accounted, and this CPU's
 /// sums for it.
 #[inline(always)]
-pub fn sums_for(
-    record: &mut InFlight,
-    stack_pointer: u64,
-    frame_pointer: u64,
-) -> (u64, Option<*mut StackSums>) {
+pub fn sums_for(record: &InFlight) -> (u64, Option<*mut StackSums>) {
     let id = record.stack_id;
     if let Some(sums) = SUMS.get_ptr_mut(id) {
         // SAFETY: entries of this map are never removed while programs run.
@@ -239,11 +176,35 @@ pub fn sums_for(
             return (id, Some(sums));
         }
         count(Counter::StackCollision);
-    } else if store(record, stack_pointer, frame_pointer) {
+    } else if make_sums(id, record.stack_check) {
         return (id, SUMS.get_ptr_mut(id));
     }
     count(Counter::StackNotStored);
     (NOT_STORED, SUMS.get_ptr_mut(NOT_STORED))
+}
+
+/// Makes the sums of a stack that is stored.
+#[inline(always)]
+fn make_sums(id: u64, check: u64) -> bool {
+    if STACKS.get_ptr(id).is_none() {
+        // There was no room, which has been counted.
+        return false;
+    }
+    if !is_stored(id, check) {
+        count(Counter::StackCollision);
+        return false;
+    }
+    let sums = StackSums {
+        check,
+        ..StackSums::default()
+    };
+    match SUMS.insert(id, &sums, BPF_NOEXIST) {
+        Ok(()) | Err(EEXIST) => true,
+        Err(error) => {
+            refused(error);
+            false
+        }
+    }
 }
 
 /// Whether the stack with this id is the one with this check, as far as is
@@ -261,85 +222,14 @@ fn is_stored(id: u64, check: u64) -> bool {
     }
 }
 
-/// Stores a stack that was not met before, and makes its sums. Of several
-/// threads that meet it at the same time, the one that enters it in the table
-/// writes its frames.
-#[inline(always)]
-fn store(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64) -> bool {
-    let id = record.stack_id;
-    let Some(empty) = EMPTY_STACK.get_ptr(0) else {
-        return false;
-    };
-    // SAFETY: the array lives as long as the program.
-    match STACKS.insert(id, unsafe { &*empty }, BPF_NOEXIST) {
-        Ok(()) => {
-            let Some(stack) = STACKS.get_ptr_mut(id) else {
-                return false;
-            };
-            fill(record, stack_pointer, frame_pointer, stack);
-        }
-        Err(EEXIST) => {
-            if !is_stored(id, record.stack_check) {
-                count(Counter::StackCollision);
-                return false;
-            }
-        }
-        Err(error) => return refused(error),
-    }
-    let sums = StackSums {
-        check: record.stack_check,
-        ..StackSums::default()
-    };
-    match SUMS.insert(id, &sums, BPF_NOEXIST) {
-        Ok(()) | Err(EEXIST) => true,
-        Err(error) => refused(error),
-    }
-}
-
 /// Counts what one of the tables of stacks refused.
 #[inline(always)]
-fn refused(error: i32) -> bool {
+fn refused(error: i32) {
     count(if error == E2BIG {
         Counter::StackTableFull
     } else {
         Counter::StackTableOther
     });
-    false
-}
-
-/// Walks the record's stack again and writes it down. When it is no longer the
-/// same, the frame pointer did not point to frames, which no call changes below
-/// its callers: then only the caller is known, and the id is the entry's all
-/// the same, so that the next call from there is met again.
-#[inline(always)]
-fn fill(record: &mut InFlight, stack_pointer: u64, frame_pointer: u64, stack: *mut StackRecord) {
-    let mut hash = StackHash::SEED;
-    hash.mix(record.function_ip);
-    hash.mix(record.return_address);
-    // SAFETY: a value of the map, which is never removed.
-    let frames = unsafe { (&raw mut (*stack).frames).cast::<u64>() };
-    let window = Window::new(record);
-    let (mut end, mut depth) = walk(window, stack_pointer, frame_pointer, |index, address| {
-        hash.mix(address);
-        if index < MAX_FRAMES {
-            // SAFETY: just checked.
-            unsafe { frames.add(index).write(address) };
-        }
-    });
-    let hash = hash.finish(end);
-    if hash.id != record.stack_id || hash.check != record.stack_check {
-        count(Counter::StackChanged);
-        (end, depth) = (StackEnd::BadFramePointer as u32, 2);
-    }
-    // SAFETY: a value of the map, which is never removed.
-    unsafe {
-        frames.write(record.function_ip);
-        frames.add(1).write(record.return_address);
-        (*stack).end = end;
-        (*stack).depth = depth;
-        // Last: it says that the rest is there.
-        (&raw mut (*stack).check).write_volatile(record.stack_check);
-    }
 }
 
 /// A block is entered.

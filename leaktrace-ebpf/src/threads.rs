@@ -1,7 +1,10 @@
 //! Threads and processes that end, exec or fork.
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use leaktrace_common::counter::Counter;
+use aya_ebpf::{
+    bindings::bpf_pidns_info,
+    helpers::{bpf_get_current_pid_tgid, bpf_get_ns_current_pid_tgid, bpf_ktime_get_ns},
+};
+use leaktrace_common::{control::Control, counter::Counter};
 
 use crate::{
     counters::count,
@@ -65,6 +68,27 @@ fn is_target() -> bool {
         return false;
     };
     // SAFETY: the array lives as long as the program.
-    let target = unsafe { (*control).target_tgid };
-    target == (bpf_get_current_pid_tgid() >> 32) as u32
+    let control = unsafe { &*control };
+    let thread_group = (bpf_get_current_pid_tgid() >> 32) as u32;
+    is_current(control, control.target_tgid, thread_group)
+}
+
+/// Whether the current thread is of the process `tgid`, an id in the target's
+/// PID namespace; `thread_group` is its own in the first one.
+#[inline(always)]
+pub fn is_current(control: &Control, tgid: u32, thread_group: u32) -> bool {
+    if control.namespace_inode == 0 {
+        return tgid == thread_group;
+    }
+    let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: the structure is ours, and as long as said.
+    let result = unsafe {
+        bpf_get_ns_current_pid_tgid(
+            control.namespace_device,
+            control.namespace_inode,
+            &raw mut ids,
+            size_of::<bpf_pidns_info>() as u32,
+        )
+    };
+    result == 0 && ids.tgid == tgid
 }

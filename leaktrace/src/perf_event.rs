@@ -21,6 +21,9 @@ pub struct Event {
     pub sample_type: u64,
     /// The structure's bits, from `disabled` on.
     pub flags: u64,
+    /// After how many bytes of records readers are woken, if `flags` say so; 0
+    /// for half a buffer.
+    pub wakeup_watermark: u32,
     /// The clock of its records, if `flags` say so.
     pub clock: i32,
 }
@@ -37,7 +40,7 @@ struct Attributes {
     sample_type: u64,
     read_format: u64,
     flags: u64,
-    wakeup_events: u32,
+    wakeup_watermark: u32,
     bp_type: u32,
     config1: u64,
     config2: u64,
@@ -69,6 +72,7 @@ pub unsafe fn open(event: Event, thread: i32, cpu: i32) -> io::Result<OwnedFd> {
         config: event.config,
         sample_type: event.sample_type,
         flags: event.flags,
+        wakeup_watermark: event.wakeup_watermark,
         config1: event.config1,
         config2: event.config2,
         clockid: event.clock,

@@ -26,6 +26,7 @@ pub const SOURCES: &[&str] = &[
     "rules.c",
     "sites.rs",
     "sleeper.c",
+    "stacks.cpp",
     "strict.c",
     "tight.c",
 ];
@@ -71,6 +72,10 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
         "constructors" => {
             let library = library("constructed")?;
             compile(&source, &program, &with_library(&library))?;
+        }
+        "stacks" => {
+            let flags = ["-fomit-frame-pointer", "-foptimize-sibling-calls", "-ldl"];
+            compile(&source, &program, &flags.map(String::from))?;
         }
         _ => compile(&source, &program, &[])?,
     }

@@ -121,6 +121,9 @@ pub struct Frame {
     pub symbol: Option<String>,
     /// The file it is in.
     pub module: Option<String>,
+    /// Offset of the instruction in that file: of its first byte, or of the byte
+    /// before a return address.
+    pub file_offset: Option<u64>,
     /// Line in its source file.
     pub line: Option<u64>,
     /// Inlined into the next frame.

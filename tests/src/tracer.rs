@@ -125,6 +125,22 @@ impl Start {
         self
     }
 
+    /// The same in a PID namespace of its own, as in a container.
+    #[must_use]
+    pub fn in_a_pid_namespace(mut self) -> Self {
+        let mut outer = Command::new("unshare");
+        outer
+            .args(["--pid", "--fork", "--mount-proc"])
+            .arg(self.command.get_program())
+            .args(self.command.get_args())
+            .current_dir(self.directory.path());
+        for (name, value) in self.command.get_envs() {
+            outer.env(name, value.unwrap_or_default());
+        }
+        self.command = outer;
+        self
+    }
+
     /// The command, for what has no method here.
     pub fn command(&mut self) -> &mut Command {
         &mut self.command

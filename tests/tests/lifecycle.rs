@@ -74,6 +74,11 @@ fn leftovers() -> Vec<Case> {
         killed_leaves_nothing().without("uprobe_multi"),
         killed_leaves_nothing().without_all(),
         case("killed_while_preparing_leaves_nothing", C, killed_early),
+        case(
+            "killed_leaktrace_leaves_no_reader_of_symbols",
+            C,
+            killed_leaves_no_reader,
+        ),
         case("probes_go_at_once", C, probes_go_at_once),
         case("nothing_is_written_unless_asked", C, nothing_saved),
         case("reports_are_saved_in_a_new_directory", C, saved),
@@ -108,6 +113,7 @@ fn beside() -> Vec<Case> {
         case("two_leaktraces_on_one_target", C, two_tracers),
         case("functions_that_can_not_be_watched_are_named", C, unwatched),
         case("leaktrace_gives_way", C, gives_way),
+        case("leaktrace_dies_first_from_the_start", C, dies_first),
         case("only_old_blocks_are_shown_on_request", C, min_age),
     ]
 }
@@ -636,13 +642,69 @@ fn gives_way() -> Result<()> {
     let fixture = Fixture::start("sleeper", &[])?;
     let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
     let pid = tracer.pid();
-    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
-    ensure!(score.trim() == "1000", "oom_score_adj {score:?}");
-    // SAFETY: a plain system call; the process runs, so the id is its own.
-    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, pid) };
+    ensure!(is_first_to_die(pid)?);
+    let nice = niceness(pid);
     ensure!(nice == 10, "niceness {nice}");
     tracer.report()?;
     Ok(())
+}
+
+fn is_first_to_die(pid: u32) -> Result<bool> {
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+    Ok(score.trim() == "1000")
+}
+
+fn niceness(pid: u32) -> i32 {
+    // SAFETY: a plain system call on a process that runs, 0 for ourselves.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, pid) }
+}
+
+/// While it prepares, and is not nice yet: that would take long then.
+fn dies_first() -> Result<()> {
+    let mut fixture = Fixture::start("sleeper", &[])?;
+    let mut start = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?;
+    start.command().stdout(Stdio::null());
+    let tracer = start.start_with_own_stdout()?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_first_to_die(tracer.pid())? {
+        ensure!(Instant::now() < deadline, "memory can run out for others");
+    }
+    let nice = niceness(tracer.pid());
+    ensure!(nice == niceness(0), "niceness {nice}");
+    tracer.kill()?;
+    fixture.finish_well()
+}
+
+/// Not even one that can't notice its end.
+fn killed_leaves_no_reader() -> Result<()> {
+    let mut fixture = Fixture::start("leaver", &[])?;
+    let pid = fixture.pid().to_string();
+    let tracer =
+        tracer::Start::bare(&["attach", &pid, "--no-save", "--interval", "1"])?.attached()?;
+    fixture.tell("allocate")?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let reader = loop {
+        match only_child(tracer.pid()) {
+            Ok(child) => break child,
+            Err(error) => ensure!(Instant::now() < deadline, "nothing reads symbols: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let name = format!("/proc/{reader}/comm");
+    let is_there = || fs::read_to_string(&name).is_ok_and(|name| name.trim() == "leaktrace-read");
+    while !is_there() {
+        ensure!(Instant::now() < deadline, "{reader} reads no symbols");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // SAFETY: a plain system call; leaktrace has not waited for its child.
+    ensure!(unsafe { libc::kill(reader.cast_signed(), libc::SIGSTOP) } == 0);
+    tracer.kill()?;
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while is_there() {
+        ensure!(Instant::now() < deadline, "it left its reader behind");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    fixture.finish_well()
 }
 
 /// `--min-age` leaves out the blocks that came last.

@@ -43,8 +43,12 @@ fn main() -> ExitCode {
         ),
         case("own_failure_is_125", &[Need::Tracing], own_failure),
         case("duration_ends_the_trace_not_the_command", C, duration),
-        case("exec_of_the_command_ends_the_trace", C, exec),
+        case("exec_of_the_command_ends_the_trace", C, || exec(|it| it)),
+        case("exec_is_seen_from_within_a_pid_namespace", C, || {
+            exec(Start::in_a_pid_namespace)
+        }),
         case("ctrl_c_before_the_command_begins", C, interrupted_early),
+        case("command_that_is_killed_before_it_begins", C, killed_early),
         case("a_signal_after_the_end_does_not_cost_the_report", C, || {
             signals_while_reporting(Signals::OneAfterTheEnd)
         }),
@@ -278,10 +282,10 @@ fn exec_other() -> Result<()> {
 
 /// What the command's own exec makes of it is another program: none of its
 /// calls count, and its status is still passed on.
-fn exec() -> Result<()> {
+fn exec(place: impl Fn(Start) -> Start) -> Result<()> {
     let program = build::fixture("constructors")?;
     let script = format!("exec {} exit 5", program.display());
-    let ended = Start::run(&[], &["sh", "-c", &script])?.ended()?;
+    let ended = place(Start::run(&[], &["sh", "-c", &script])?).ended()?;
     ended.expect_status(5)?;
     let report = ended.report_whatever_status()?;
     check_exact(&report)?;
@@ -312,6 +316,28 @@ fn interrupted_early() -> Result<()> {
         ended.stderr
     );
     ensure!(ended.took < Duration::from_secs(1), "{:?}", ended.took);
+    ensure!(ended.files()?.is_empty(), "it wrote {:?}", ended.files()?);
+    Ok(())
+}
+
+/// As above, but nobody tells leaktrace that the command is killed.
+fn killed_early() -> Result<()> {
+    let tracer = Start::run(&[], &command(&["copy"])?)?.start()?;
+    let deadline = Instant::now() + PATIENCE;
+    let child = loop {
+        match only_child(tracer.pid()) {
+            Ok(child) => break child,
+            Err(error) => ensure!(Instant::now() < deadline, "it starts no command: {error}"),
+        }
+    };
+    // SAFETY: a plain system call; leaktrace has not waited for its child.
+    ensure!(unsafe { libc::kill(child.cast_signed(), libc::SIGKILL) } == 0);
+    let ended = tracer.ended()?;
+    says(
+        &ended,
+        137,
+        "the command was ended before it began; there is no report",
+    )?;
     ensure!(ended.files()?.is_empty(), "it wrote {:?}", ended.files()?);
     Ok(())
 }

@@ -32,6 +32,8 @@ fn key(address: u64) -> LiveKey {
 pub struct Hash;
 
 impl LiveTable for Hash {
+    const EXCHANGES: bool = false;
+
     #[inline(always)]
     fn take(address: u64) -> Option<LiveValue> {
         let key = key(address);

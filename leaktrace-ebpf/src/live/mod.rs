@@ -16,6 +16,9 @@ pub use slots::Slots;
 
 /// What the programs do with live blocks.
 pub trait LiveTable {
+    /// Whether programs of this form may compare and exchange.
+    const EXCHANGES: bool;
+
     /// Takes a block out of the table. The sums are the caller's business: only
     /// whoever got the value may subtract it.
     fn take(address: u64) -> Option<LiveValue>;

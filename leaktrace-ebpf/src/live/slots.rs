@@ -20,6 +20,7 @@ use leaktrace_common::{
 use super::LiveTable;
 use crate::{
     counters::{add, count},
+    exchange::exchange,
     maps::{CONTROL, LIVE_SLOTS},
     stacks,
 };
@@ -39,13 +40,6 @@ pub struct Slots;
 struct Place {
     key: *mut u64,
     value: *mut LiveValue,
-}
-
-#[inline(always)]
-fn exchange(place: *mut u64, old: u64, new: u64) -> bool {
-    use core::intrinsics::AtomicOrdering::SeqCst;
-    // SAFETY: callers pass pointers into values of the map.
-    unsafe { core::intrinsics::atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(place, old, new).1 }
 }
 
 /// Buckets are counted round.
@@ -177,6 +171,8 @@ fn buckets() -> u32 {
 }
 
 impl LiveTable for Slots {
+    const EXCHANGES: bool = true;
+
     #[inline(always)]
     fn take(address: u64) -> Option<LiveValue> {
         let buckets = buckets();

@@ -4,13 +4,16 @@
 use std::{os::fd::AsFd, ptr::NonNull};
 
 use anyhow::{Context as _, Result};
-use leaktrace_common::{arch::USUAL_TRAMPOLINE, control::Control};
+use leaktrace_common::{arch::USUAL_TRAMPOLINE, control::Control, walk::flag};
 use rustix::{
     mm::{MapFlags, ProtFlags, mmap, munmap},
     time::{ClockId, clock_gettime},
 };
 
-use crate::model::Edge;
+use crate::{
+    model::Edge,
+    target::process_id::{Namespace, ProcessId},
+};
 
 /// The place of a field of the record.
 macro_rules! field {
@@ -63,7 +66,11 @@ impl ControlPage {
     }
 
     /// Which process is traced; `filter` when the links don't tell.
-    pub fn set_target(&self, tgid: u32, filter: bool) {
+    pub fn set_target(&self, process: ProcessId, filter: bool) {
+        let ProcessId { tgid, namespace } = process;
+        let Namespace { inode, device } = namespace.unwrap_or_default();
+        self.store(field!(namespace_device), device);
+        self.store(field!(namespace_inode), inode);
         self.store(field!(target_tgid), tgid);
         self.store(field!(only_tgid), if filter { tgid } else { 0 });
     }
@@ -71,6 +78,35 @@ impl ControlPage {
     /// How often the target may exec before its events no longer count.
     pub fn set_execs(&self, expected: u32) {
         self.store(field!(execs_left), expected);
+    }
+
+    /// Whether the target has exec'd as often as was expected.
+    pub fn is_executed(&self) -> bool {
+        // SAFETY: as in `store`; the programs write it.
+        let left = unsafe { (&raw const (*self.record.as_ptr()).execs_left).read_volatile() };
+        left == 0
+    }
+
+    /// Whether stacks are walked by frame pointers alone.
+    pub fn set_frame_pointers(&self, alone: bool) {
+        let flags = if alone { flag::FRAME_POINTERS } else { 0 };
+        self.store(field!(walk_flags), flags);
+    }
+
+    /// Says that mappings of this generation are about to be written.
+    pub(super) fn begin_mappings(&self, generation: u32) {
+        self.store(field!(mappings_begun), generation);
+    }
+
+    /// Mappings of this generation hold.
+    pub(super) fn set_mappings(&self, generation: u32) {
+        self.store(field!(mappings), generation);
+    }
+
+    /// Changes when a walk meets an address in no known mapping.
+    pub fn unmapped(&self) -> u32 {
+        // SAFETY: as in `store`; the programs write it.
+        unsafe { (&raw const (*self.record.as_ptr()).unmapped).read_volatile() }
     }
 
     /// Which set of probes counts.

@@ -5,7 +5,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 
 use super::{
     probes::{PlannedFile, PlannedProbe, Scope},
@@ -31,6 +31,8 @@ pub struct Attachment {
     pub scope: Scope,
     /// How many sites are probed, entries and returns.
     pub sites: usize,
+    /// The sites at which entries are seen, for each of the planned files.
+    pub entry_sites: Vec<Vec<u64>>,
     pub(super) links: Vec<OwnedFd>,
 }
 
@@ -52,6 +54,7 @@ impl Attachment {
     pub fn take(&mut self) -> Self {
         Self {
             links: std::mem::take(&mut self.links),
+            entry_sites: self.entry_sites.clone(),
             ..*self
         }
     }
@@ -96,13 +99,14 @@ impl Direction {
 }
 
 /// Sets all probes of a file with one link. A site that the kernel refuses is
-/// found by trying each alone, and replaced by the function's next one.
+/// found by trying each alone, and replaced by the function's next one. Tells the
+/// sites that were taken.
 pub(super) fn link_multi(
     program: &OwnedFd,
     file: &PlannedFile,
     direction: Direction,
     scope: Scope,
-) -> Result<Option<(OwnedFd, usize)>> {
+) -> Result<Option<(OwnedFd, Vec<u64>)>> {
     let path = file.c_path()?;
     let pid = match scope {
         Scope::Process(pid) => pid,
@@ -123,7 +127,7 @@ pub(super) fn link_multi(
         return Ok(None);
     }
     let error = match link(&chosen) {
-        Ok(fd) => return Ok(Some((fd, chosen.len()))),
+        Ok(fd) => return Ok(Some((fd, sites(&chosen)))),
         Err(error) => error,
     };
     if !is_refusal(&error) {
@@ -135,30 +139,49 @@ pub(super) fn link_multi(
         .iter()
         .filter(|probe| !direction.sites(probe).is_empty())
     {
-        let site = direction.sites(probe).iter().find(|offset| {
-            link(&[MultiProbe {
-                offset: **offset,
-                cookie: probe.cookie,
-            }])
-            .is_ok()
-        });
-        match site {
-            Some(offset) => accepted.push(MultiProbe {
-                offset: *offset,
-                cookie: probe.cookie,
-            }),
-            None => bail!("the kernel can't probe {} in {}", probe.function, file.name),
-        }
+        let alone = |offset| MultiProbe {
+            offset,
+            cookie: probe.cookie,
+        };
+        let (offset, _) = first_accepted(file, probe, direction, |site| link(&[alone(site)]))?;
+        accepted.push(alone(offset));
     }
     let fd = link(&accepted).map_err(|error| explain(error, file))?;
-    Ok(Some((fd, accepted.len())))
+    Ok(Some((fd, sites(&accepted))))
+}
+
+fn sites(probes: &[MultiProbe]) -> Vec<u64> {
+    probes.iter().map(|probe| probe.offset).collect()
+}
+
+/// Tries a function's sites, best first, until the kernel accepts one; anything
+/// but its refusal of a site is an error.
+fn first_accepted<T>(
+    file: &PlannedFile,
+    probe: &PlannedProbe,
+    direction: Direction,
+    mut set: impl FnMut(u64) -> io::Result<T>,
+) -> Result<(u64, T)> {
+    let mut refused = None;
+    for offset in direction.sites(probe) {
+        match set(*offset) {
+            Ok(set) => return Ok((*offset, set)),
+            Err(error) if is_refusal(&error) => refused = Some(error),
+            Err(error) => return Err(explain(error, file)),
+        }
+    }
+    let error = refused.map_or_else(|| anyhow!("it has no site"), anyhow::Error::from);
+    Err(error.context(format!(
+        "the kernel can't probe {} in {}",
+        probe.function, file.name
+    )))
 }
 
 /// Whether the kernel can't probe this instruction.
 pub(super) fn is_refusal(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL)
+        Some(ENOTSUPP | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOEXEC)
     )
 }
 
@@ -172,7 +195,7 @@ fn explain(error: io::Error, file: &PlannedFile) -> anyhow::Error {
     }
 }
 
-/// Sets one probe at the first site that the kernel accepts.
+/// Sets one probe at the first site that the kernel accepts, and tells which.
 pub(super) fn attach_perf(
     program: BorrowedFd<'_>,
     file: &PlannedFile,
@@ -180,16 +203,52 @@ pub(super) fn attach_perf(
     direction: Direction,
     scope: Scope,
     tie: Tie,
-) -> Result<OwnedFd> {
+) -> Result<(u64, OwnedFd)> {
     let path = file.c_path()?;
     let at_return = direction == Direction::Return;
-    let mut refused = None;
-    for offset in direction.sites(probe) {
-        match uprobe_perf::set(program, &path, *offset, at_return, scope, tie) {
-            Ok(probe) => return Ok(probe),
-            Err(error) => refused = Some(error),
+    first_accepted(file, probe, direction, |offset| {
+        uprobe_perf::set(program, &path, offset, at_return, scope, tie)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of two sites, of which the kernel answers the first with this.
+    fn second_site_after(errno: i32) -> Result<u64> {
+        let probe = PlannedProbe {
+            function: "malloc".to_owned(),
+            cookie: 0,
+            entry_sites: vec![16, 20],
+            return_sites: Vec::new(),
+        };
+        let file = PlannedFile {
+            path: "/proc/self/fd/3".into(),
+            name: "libc.so.6".to_owned(),
+            probes: Vec::new(),
+        };
+        let set = |offset| match offset {
+            16 => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        };
+        first_accepted(&file, &probe, Direction::Entry, set).map(|(offset, ())| offset)
+    }
+
+    #[test]
+    fn a_refused_site_is_replaced_by_the_next() {
+        for errno in [ENOTSUPP, libc::EINVAL, libc::ENOEXEC] {
+            assert_eq!(second_site_after(errno).unwrap(), 20);
         }
     }
-    let error = refused.map_or_else(|| anyhow!("it has no site"), anyhow::Error::from);
-    Err(error.context(format!("probing {} in {}", probe.function, file.name)))
+
+    #[test]
+    fn what_is_no_refusal_of_a_site_is_an_error() {
+        let error = second_site_after(libc::ESRCH).unwrap_err();
+        assert!(error.to_string().contains("the process ended"), "{error:#}");
+        for errno in [libc::EMFILE, libc::EPERM, libc::ENOMEM] {
+            let error = second_site_after(errno).unwrap_err();
+            assert_eq!(error.to_string(), "setting probes in libc.so.6");
+        }
+    }
 }

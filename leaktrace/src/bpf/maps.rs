@@ -10,6 +10,7 @@ use leaktrace_common::{
     in_flight::InFlight,
     live::{Bucket, LiveKey, LiveValue},
     stack::{NOT_STORED, StackRecord, StackSums},
+    unwind::Mapping,
 };
 
 use super::{
@@ -18,6 +19,7 @@ use super::{
     object::{MapSet, possible_cpus},
     slots::LiveSlots,
     syscall,
+    unwind_maps::UnwindMaps,
 };
 use crate::model::Sums;
 
@@ -26,6 +28,7 @@ pub struct Maps {
     maps: MapSet,
     control: ControlPage,
     slots: LiveSlots,
+    unwind: UnwindMaps,
     buckets: u32,
     batched: bool,
     cpus: usize,
@@ -37,10 +40,12 @@ impl Maps {
         let control = ControlPage::map(maps.fd("CONTROL")?)?;
         let buckets = maps.max_entries("LIVE_SLOTS")?;
         let slots = LiveSlots::map(maps.fd("LIVE_SLOTS")?, buckets)?;
+        let unwind = UnwindMaps::map(&maps)?;
         let maps = Self {
             maps,
             control,
             slots,
+            unwind,
             buckets,
             batched,
             cpus: possible_cpus(),
@@ -105,6 +110,17 @@ impl Maps {
     #[must_use]
     pub fn control(&self) -> &ControlPage {
         &self.control
+    }
+
+    /// The maps by which stacks are unwound.
+    #[must_use]
+    pub fn unwind(&self) -> &UnwindMaps {
+        &self.unwind
+    }
+
+    /// Publishes the process's executable mappings.
+    pub fn publish_mappings(&self, mappings: &[Mapping]) -> u32 {
+        self.unwind.publish(&self.control, mappings)
     }
 
     pub(super) fn set(&self) -> &MapSet {

@@ -13,6 +13,7 @@ mod probes;
 mod slots;
 mod syscall;
 mod tracer;
+mod unwind_maps;
 mod uprobe_multi;
 mod uprobe_perf;
 
@@ -21,7 +22,8 @@ pub use self::{
     features::{Feature, Features, OLDEST_KERNEL},
     links::{Attachment, LinkKind},
     maps::Maps,
-    object::{Limits, ObjectSource},
+    object::{Limits, ObjectSource, TableRoom},
     probes::{PlannedFile, PlannedProbe, Program, Scope},
     tracer::Tracer,
+    unwind_maps::UnwindMaps,
 };

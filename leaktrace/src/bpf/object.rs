@@ -12,7 +12,9 @@ use leaktrace_common::{
     counter::CounterBlock,
     in_flight::InFlight,
     live::{Bucket, LiveKey, LiveValue, buckets_for},
+    remembered::RememberedWalk,
     stack::{StackRecord, StackSums},
+    unwind::{CHUNK_ROWS, Chunk, FileRecord, MAX_FILES, MAX_RULES, MappingTable, Page, Rule},
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
@@ -46,6 +48,35 @@ pub struct Limits {
     pub max_stacks: u32,
     /// Threads that are inside an allocator's function or have been.
     pub max_threads: u32,
+    /// Unwind tables.
+    pub tables: TableRoom,
+}
+
+/// How large unwind tables may become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRoom {
+    /// Rows.
+    pub rows: u32,
+    /// Pages of text.
+    pub pages: u32,
+}
+
+impl TableRoom {
+    /// None but what the maps have at least.
+    pub const NONE: Self = Self { rows: 1, pages: 1 };
+
+    fn chunks(self) -> u32 {
+        self.rows.div_ceil(CHUNK_ROWS).max(1)
+    }
+
+    /// Kernel memory of all maps by which stacks are unwound, bytes.
+    fn memory(self) -> u64 {
+        u64::from(self.chunks()) * size_of::<Chunk>() as u64
+            + u64::from(self.pages) * size_of::<Page>() as u64
+            + (MAX_RULES * size_of::<Rule>()) as u64
+            + (MAX_FILES * size_of::<FileRecord>()) as u64
+            + 2 * size_of::<MappingTable>() as u64
+    }
 }
 
 impl Default for Limits {
@@ -54,6 +85,7 @@ impl Default for Limits {
             max_blocks: 1 << 20,
             max_stacks: 16384,
             max_threads: 32768,
+            tables: TableRoom::NONE,
         }
     }
 }
@@ -129,7 +161,8 @@ impl Limits {
             u64::from(entries) * element + u64::from(entries.next_power_of_two()) * 16
         };
         let sums = u64::from(self.max_stacks) * cpus * size_class(size_of::<StackSums>() as u64);
-        let (slots, live) = self.live_entries(LiveForm::of(features));
+        let form = LiveForm::of(features);
+        let (slots, live) = self.live_entries(form);
         u64::from(slots) * size_of::<Bucket>() as u64
             + hash(live, size_of::<LiveKey>(), size_of::<LiveValue>())
             + hash(self.max_threads, size_of::<u32>(), size_of::<InFlight>())
@@ -137,6 +170,8 @@ impl Limits {
             + hash(self.max_stacks, size_of::<u64>(), size_of::<u64>())
             + sums
             + cpus * size_of::<CounterBlock>() as u64
+            + self.tables.memory()
+            + u64::from(form.remembered_walks()) * size_of::<RememberedWalk>() as u64
     }
 }
 
@@ -211,6 +246,9 @@ impl Object {
             .map_max_entries("STACKS", limits.max_stacks)
             .map_max_entries("SUMS", limits.max_stacks + 1)
             .map_max_entries("IN_FLIGHT", limits.max_threads)
+            .map_max_entries("ROWS", limits.tables.chunks())
+            .map_max_entries("PAGES", limits.tables.pages)
+            .map_max_entries("WALKS", form.remembered_walks())
             .load(&self.bytes)
             .map_err(|error| explain_load_error(error.into()))?;
         let maps = MapSet::of(&ebpf)?;

@@ -2,6 +2,8 @@
 
 use std::{ffi::CString, path::PathBuf};
 
+use leaktrace_common::remembered::REMEMBERED_WALKS;
+
 use super::features::{Feature, Features};
 
 /// All probes of one file.
@@ -79,6 +81,14 @@ impl LiveForm {
             Self::Slots
         } else {
             Self::Hash
+        }
+    }
+
+    /// How many walks its programs remember: none without compare-and-exchange.
+    pub(super) const fn remembered_walks(self) -> u32 {
+        match self {
+            Self::Slots => REMEMBERED_WALKS,
+            Self::Hash => 1,
         }
     }
 

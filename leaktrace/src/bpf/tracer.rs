@@ -119,6 +119,7 @@ impl Tracer {
             kind,
             scope,
             sites: 0,
+            entry_sites: Vec::new(),
             links: Vec::new(),
         };
         for (name, direction) in [
@@ -127,12 +128,13 @@ impl Tracer {
         ] {
             let Some(name) = name else { continue };
             for file in files {
+                let mut taken = Vec::new();
                 match kind {
                     LinkKind::Multi => {
                         let fd = self.multi_program(name)?;
                         if let Some((link, sites)) = link_multi(fd, file, direction, scope)? {
                             attachment.links.push(link);
-                            attachment.sites += sites;
+                            taken = sites;
                         }
                     }
                     LinkKind::Perf => {
@@ -140,11 +142,16 @@ impl Tracer {
                             if direction.sites(probe).is_empty() {
                                 continue;
                             }
-                            let link = self.attach_perf(name, file, probe, direction, scope)?;
+                            let (site, link) =
+                                self.attach_perf(name, file, probe, direction, scope)?;
                             attachment.links.push(link);
-                            attachment.sites += 1;
+                            taken.push(site);
                         }
                     }
+                }
+                attachment.sites += taken.len();
+                if direction == Direction::Entry {
+                    attachment.entry_sites.push(taken);
                 }
             }
         }
@@ -160,7 +167,7 @@ impl Tracer {
         probe: &PlannedProbe,
         direction: Direction,
         scope: Scope,
-    ) -> Result<OwnedFd> {
+    ) -> Result<(u64, OwnedFd)> {
         let name = if self.cookies {
             name
         } else if direction == Direction::Entry && name == self.form.enter() {

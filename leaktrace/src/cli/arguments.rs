@@ -13,6 +13,7 @@ use crate::{
     session::{Brake, Launch, TraceOptions},
     symbolize,
     target::select::Selector,
+    unwind::UnwindMode,
 };
 
 const EXAMPLES: &str = "\
@@ -103,6 +104,13 @@ enum WeightName {
     AllocBlocks,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum UnwindName {
+    Auto,
+    Dwarf,
+    Fp,
+}
+
 #[derive(Debug, Args)]
 struct Trace {
     /// Time between two tables
@@ -152,6 +160,13 @@ struct Trace {
     /// Most distinct stacks that can be recorded
     #[arg(long, value_name = "N", default_value = "16k", value_parser = quantity::count)]
     max_stacks: u32,
+    /// How stacks are walked: by unwind tables (dwarf), by frame pointers (fp),
+    /// or by tables, and frame pointers where a file has none but keeps those
+    #[arg(long, value_enum, default_value = "auto")]
+    unwind: UnwindName,
+    /// Keep no unwind tables on disk
+    #[arg(long)]
+    no_cache: bool,
     /// Most of the process's CPU time that tracing may take, or `off` (attach:
     /// 50%; run: off)
     #[arg(long, value_name = "PCT", value_parser = quantity::overhead)]
@@ -245,6 +260,12 @@ impl Trace {
                 max_stacks: self.max_stacks,
                 ..Limits::default()
             },
+            unwind: match self.unwind {
+                UnwindName::Auto => UnwindMode::Auto,
+                UnwindName::Dwarf => UnwindMode::Dwarf,
+                UnwindName::Fp => UnwindMode::FramePointers,
+            },
+            table_cache: !self.no_cache,
             brake: match self.max_overhead.unwrap_or(default_overhead) {
                 Overhead::Off => Brake::Off,
                 Overhead::Limit(limit) => Brake::Limit(limit),

@@ -36,9 +36,15 @@ impl Priority {
     }
 }
 
-/// Makes leaktrace nicer (10, if it is not nicer already) and the first choice
-/// when memory is short. Where the kernel refuses, nothing depends on it. Commands
-/// that leaktrace runs get [`Priority::current`] of before back.
+/// Makes leaktrace the first choice when memory is short; to be called before it
+/// takes much. Where the kernel refuses, nothing depends on it. Commands that
+/// leaktrace runs get [`Priority::current`] of before back.
+pub fn die_first() {
+    let _ = fs::write(OOM_SCORE_ADJ, OOM_SCORE.to_string());
+}
+
+/// Makes leaktrace nicer (10, if it is not nicer already); as for [`die_first`],
+/// it may be refused, and does not stay with commands.
 pub fn give_way() {
     // A niceness belongs to a thread, and later threads inherit it.
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
@@ -48,7 +54,12 @@ pub fn give_way() {
             let _ = setpriority_process(thread, NICENESS);
         }
     }
-    let _ = fs::write(OOM_SCORE_ADJ, OOM_SCORE.to_string());
+}
+
+/// Makes this thread as important as others are, where the kernel allows it:
+/// one that does little, but has to do it at once.
+pub fn keep_up() {
+    let _ = setpriority_process(Some(rustix::thread::gettid()), 0);
 }
 
 #[cfg(test)]
@@ -71,6 +82,7 @@ mod tests {
                 let _ = wait.recv();
                 Priority::current()
             });
+            die_first();
             give_way();
             drop(stop);
             let seen = [early.join().unwrap(), Priority::current()];

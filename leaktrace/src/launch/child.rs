@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     pipe::PipeFlags,
-    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus},
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
 };
 
 use super::{
@@ -105,14 +105,15 @@ impl Child {
         self.pidfd.as_fd()
     }
 
-    /// Lets it become the command. Returns when it has (or was killed before).
+    /// Lets it become the command. Returns when it has.
     ///
     /// # Errors
-    /// When the command can't be executed, or leaktrace's own state not undone.
+    /// When the command can't be executed, leaktrace's own state not undone, or
+    /// the child was ended before it began.
     pub fn go(&mut self) -> Result<(), LaunchError> {
         if let Some(go) = self.go.take() {
-            // An error means that it was killed while it waited, which its
-            // outcome will tell.
+            // An error means that it was ended while it waited: then it has
+            // reported nothing.
             let _ = rustix::io::retry_on_intr(|| rustix::io::write(&go, &[1]));
         }
         let mut report = Vec::new();
@@ -124,14 +125,25 @@ impl Child {
                 step: "reading from the child",
                 source,
             })?;
-        match report.as_slice() {
+        match (report.last_chunk::<5>(), report.first()) {
+            // The pipe was closed by the child's end.
+            (None, None) => Err(
+                match self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT) {
+                    Ok(Some(outcome)) => LaunchError::NeverBegan(outcome),
+                    other => LaunchError::Failed {
+                        program: program(),
+                        step: "waiting for the child",
+                        source: other.err().unwrap_or(io::ErrorKind::Other.into()),
+                    },
+                },
+            ),
             // The pipe was closed by exec.
-            [] => {
+            (None, Some(_)) => {
                 self.wait_until_loaded();
                 Ok(())
             }
-            [step, errno @ ..] => {
-                let errno = errno.try_into().map_or(0, i32::from_ne_bytes);
+            (Some([step, errno @ ..]), _) => {
+                let errno = i32::from_ne_bytes(*errno);
                 let step = Step::ALL.into_iter().find(|known| *known as u8 == *step);
                 let source = io::Error::from_raw_os_error(errno);
                 Err(match step.map(Step::description) {
@@ -172,7 +184,7 @@ impl Child {
     /// # Errors
     /// Those of `waitid`.
     pub fn outcome(&self) -> io::Result<Option<Outcome>> {
-        self.wait(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG)
+        outcome(self.pidfd())
     }
 
     /// Waits until it ends and takes notice of that: the process id is free
@@ -186,10 +198,7 @@ impl Child {
     }
 
     fn wait(&self, options: WaitIdOptions) -> io::Result<Option<Outcome>> {
-        let status = rustix::io::retry_on_intr(|| {
-            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options)
-        })?;
-        Ok(status.as_ref().and_then(outcome))
+        wait(self.pidfd(), options)
     }
 }
 
@@ -202,11 +211,22 @@ impl Drop for Child {
     }
 }
 
-fn outcome(status: &WaitIdStatus) -> Option<Outcome> {
-    status
-        .exit_status()
-        .map(Outcome::Exited)
-        .or_else(|| status.terminating_signal().map(Outcome::Signaled))
+/// How a child ended, `None` while it runs; it stays a zombie.
+///
+/// # Errors
+/// Those of `waitid`.
+pub fn outcome(pidfd: BorrowedFd<'_>) -> io::Result<Option<Outcome>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+    wait(pidfd, options)
+}
+
+fn wait(pidfd: BorrowedFd<'_>, options: WaitIdOptions) -> io::Result<Option<Outcome>> {
+    let status =
+        rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(pidfd), options))?;
+    Ok(status.and_then(|status| {
+        let exited = status.exit_status().map(Outcome::Exited);
+        exited.or_else(|| status.terminating_signal().map(Outcome::Signaled))
+    }))
 }
 
 /// With SIGCHLD ignored, which is inherited, children vanish without a status.

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::user::User;
+use super::{child::Outcome, user::User};
 
 /// A command, its arguments, and as whom it runs.
 #[derive(Clone, Debug)]
@@ -61,6 +61,9 @@ pub enum LaunchError {
         /// Why.
         source: io::Error,
     },
+    /// Its process was ended while it waited.
+    #[error("the command was ended before it began; there is no report")]
+    NeverBegan(Outcome),
 }
 
 impl LaunchError {
@@ -72,6 +75,7 @@ impl LaunchError {
             Self::NotFound { .. } => 127,
             Self::NotExecutable { .. } => 126,
             Self::NullByte { .. } | Self::Failed { .. } => 125,
+            Self::NeverBegan(outcome) => outcome.exit_code(),
         }
     }
 }

@@ -210,7 +210,12 @@ fn become_command(plan: &mut Plan<'_>) -> ! {
         }
         let (step, errno) = match restore(plan) {
             Err(step) => (step, errno()),
-            Ok(()) => (Step::Exec, execute(plan)),
+            Ok(()) => {
+                // From here on, nothing more is said unless exec fails.
+                let begins = Step::Exec as u8;
+                libc::write(plan.errors_write, (&raw const begins).cast(), 1);
+                (Step::Exec, execute(plan))
+            }
         };
         let [a, b, c, d] = errno.to_ne_bytes();
         let report = [step as u8, a, b, c, d];

@@ -1,5 +1,7 @@
 //! Tracing a process that is running.
 
+use std::sync::{Arc, Mutex};
+
 use anyhow::{Context as _, Result, bail};
 
 use super::{
@@ -11,6 +13,7 @@ use super::{
     progress::Progress,
     rehearsal, signals,
     start::{self, Subject, Workbench},
+    unwinding::{self, Preparation, Unwinding},
 };
 use crate::{
     bpf::{Feature, Scope},
@@ -25,16 +28,20 @@ use crate::{
 
 /// Traces a process until something ends it.
 pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
+    priority::die_first();
     let runtime = start::runtime()?;
     let _guard = runtime.enter();
     let mut signals = signals::own()?;
     let progress = Progress::start("looking at the process");
-    let mut workbench = Workbench::set_up(options, process.has_shadow_stack(), &progress)?;
+    let mut mappings = MappingWatch::by_maps(process.pid());
+    let (_, files) = mappings.current(&process);
+    let tables = Preparation::start(&files, options.unwind, options.table_cache)?;
+    let shadow_stack = process.has_shadow_stack();
+    let mut workbench = Workbench::set_up(options, tables.room(), shadow_stack, &progress)?;
 
     progress.phase("reading symbols");
     let mut notes = Vec::new();
     let plan = plan(&process, &workbench, &mut notes)?;
-    start::explain(&plan, options);
     let kind = workbench.calibration.link_kind;
     if process.has_shadow_stack() && !workbench.features.has(Feature::ReturnsKeepShadowStack) {
         bail!(
@@ -45,13 +52,16 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         );
     }
     if process.seccomp() != 0 {
-        rehearsal::under_seccomp(
-            &options.object,
-            &workbench.features,
-            workbench.ability,
-            kind,
-        )?;
+        rehearsal::under_seccomp(&mut workbench.tracer, workbench.ability, kind)?;
     }
+    // While calls are counted, tables are published.
+    let followed = unwinding::Subject {
+        process: Arc::new(process),
+        mappings: Arc::new(Mutex::new(mappings)),
+        code: Arc::default(),
+    };
+    let process = Arc::clone(&followed.process);
+    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), followed.clone())?;
     let scope = if process.main_thread_ended() {
         Scope::Everyone
     } else {
@@ -60,14 +70,24 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let mut own_system_rate = 0.0;
     if options.brake != Brake::Off || options.estimate_only {
         progress.phase("counting calls for half a second");
-        let (estimate, system_rate) = estimate(&mut workbench, &plan, &process, scope)?;
+        let (estimate, system_rate, entry_sites) =
+            estimate(&mut workbench, &plan, &process, scope)?;
+        let explain = || {
+            for line in start::explanation(&plan, &entry_sites, options) {
+                say!("{line}");
+            }
+        };
         own_system_rate = system_rate;
         if let Brake::Limit(limit) = options.brake
             && estimate.exceeds(options.brake)
             && !options.estimate_only
         {
+            explain();
             say!("{}", messages::refusal(&process.info(), &estimate, limit));
             return Ok(Outcome::Refused);
+        }
+        if options.estimate_only {
+            explain();
         }
         let said = messages::estimate(&process.info(), &estimate, options.brake);
         say!("{}", fitted_to_stderr(&said));
@@ -75,18 +95,19 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
             return Ok(Outcome::Reported);
         }
     }
-    // Before events count: stacks need names also when the process ends or
-    // execs right afterwards.
-    let mut mappings = MappingWatch::by_maps(process.pid());
-    mappings.current(&process);
     progress.phase("attaching");
+    // Stacks need names also when the process ends or execs right afterwards:
+    // its mappings are known before events count.
+    unwinding.wait();
     let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
     signals.tracing();
-    // Only now: on a busy machine, setting up would take long.
+    // Only now: on a busy machine, a nice leaktrace would take long to set up.
     priority::give_way();
     drop(progress);
     let subject = Subject {
-        mappings,
+        mappings: followed.mappings,
+        code: followed.code,
+        unwinding,
         process,
         plan,
         notes,
@@ -111,15 +132,19 @@ fn plan(process: &Process, workbench: &Workbench, notes: &mut Vec<String>) -> Re
     Ok(plan)
 }
 
-/// What tracing would cost, and the target's system time per second.
+/// What tracing would cost, the target's system time per second, and where its
+/// calls were seen.
 fn estimate(
     workbench: &mut Workbench,
     plan: &Plan,
     process: &Process,
     scope: Scope,
-) -> Result<(Estimate, f64)> {
+) -> Result<(Estimate, f64, Vec<Vec<u64>>)> {
     let clock = CpuClock::open(process).context("reading the process's CPU time")?;
     let kind = workbench.calibration.link_kind;
     let tally = Tally::start(&mut workbench.tracer, kind, plan, scope, &clock)?;
-    tally.finish(&workbench.tracer, &clock, workbench.calibration.pair_cost)
+    let entry_sites = tally.attachment.entry_sites.clone();
+    let (estimate, system_rate) =
+        tally.finish(&workbench.tracer, &clock, workbench.calibration.pair_cost)?;
+    Ok((estimate, system_rate, entry_sites))
 }

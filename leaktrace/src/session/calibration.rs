@@ -15,7 +15,7 @@ use super::plan::Plan;
 use crate::{
     bpf::{Attachment, Feature, Features, LinkKind, PlannedFile, Program, Scope, Tracer},
     probe_site::KernelAbility,
-    target::{Process, mapped_file, mapping},
+    target::{Process, mapped_file, mapping, process_id::ProcessId},
 };
 
 /// What was found.
@@ -67,7 +67,7 @@ pub fn calibrate(
     if files.is_empty() {
         return Ok(calibration);
     }
-    for link_kind in [preferred, LinkKind::Perf] {
+    for link_kind in kinds_to_try(preferred) {
         let (attachment, pair_cost) = measure(tracer, &files, link_kind, program)?;
         calibration
             .detaching
@@ -82,6 +82,12 @@ pub fn calibrate(
         "probes set on leaktrace itself were not hit: this kernel's uprobes don't work \
          (see `leaktrace doctor`)"
     )
+}
+
+/// The preferred kind of link, then the other one if there is another.
+fn kinds_to_try(preferred: LinkKind) -> impl Iterator<Item = LinkKind> {
+    let other = (preferred != LinkKind::Perf).then_some(LinkKind::Perf);
+    std::iter::once(preferred).chain(other)
 }
 
 impl Calibration {
@@ -125,7 +131,7 @@ fn measure(
     let before = calls()?;
     let without = rounds();
     let own = std::process::id();
-    maps.control().set_target(own, false);
+    maps.control().set_target(ProcessId::of(own)?, false);
     let attachment = tracer.attach(link_kind, files, program, Scope::Process(own), 0)?;
     maps.control().enable(true);
     let with = rounds();
@@ -159,4 +165,16 @@ fn one_round() -> Duration {
 fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_kind_of_link_is_tried_twice() {
+        use LinkKind::{Multi, Perf};
+        assert!(kinds_to_try(Multi).eq([Multi, Perf]));
+        assert!(kinds_to_try(Perf).eq([Perf]));
+    }
 }

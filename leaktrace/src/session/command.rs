@@ -1,6 +1,6 @@
 //! Starting a command and tracing it from its first instruction.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -10,6 +10,7 @@ use super::{
     progress::Progress,
     signals,
     start::{self, Subject, Workbench},
+    unwinding::{self, Preparation, Unwinding},
 };
 use crate::{
     bpf::Scope,
@@ -55,8 +56,9 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let _guard = runtime.enter();
     let mut signals = signals.listen()?;
     let progress = Progress::start("looking at the command");
-    priority::give_way();
-    let mut workbench = Workbench::set_up(options, false, &progress)?;
+    priority::die_first();
+    let tables = Preparation::start(&files, options.unwind, options.table_cache)?;
+    let mut workbench = Workbench::set_up(options, tables.room(), false, &progress)?;
     let plan = Plan::of(&files, workbench.ability)?;
     if plan.files.is_empty() {
         bail!(
@@ -69,24 +71,26 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
                 .join(", ")
         );
     }
-    start::explain(&plan, options);
     progress.phase("attaching");
     let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
     drop(progress);
-    if child.outcome()?.is_some() {
-        say!("leaktrace: {}; there is no report", signals::NEVER_BEGAN);
-        return Ok(Outcome::Command(child.reap()?.exit_code()));
-    }
     signals.tracing();
     let mappings = MappingWatch::start(child.pid());
     if let Err(error) = child.go() {
         return refused_launch(&error);
     }
-    let process = Process::of_child(child.pid(), &path)?;
+    let followed = unwinding::Subject {
+        process: Arc::new(Process::of_child(child.pid(), &path)?),
+        mappings: Arc::new(Mutex::new(mappings)),
+        code: Arc::default(),
+    };
+    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), followed.clone())?;
     let notes = plan.problems.clone();
     let subject = Subject {
-        mappings,
-        process,
+        mappings: followed.mappings,
+        code: followed.code,
+        unwinding,
+        process: followed.process,
         plan,
         notes,
         own_system_rate: 0.0,

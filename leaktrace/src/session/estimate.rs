@@ -16,7 +16,8 @@ pub const COUNTING: Duration = Duration::from_millis(500);
 
 /// A count of calls under way.
 pub struct Tally {
-    attachment: crate::bpf::Attachment,
+    /// Entries only, at the sites where they would be traced.
+    pub attachment: crate::bpf::Attachment,
     started: Instant,
     cpu: crate::target::cpu::CpuTime,
     calls: u64,

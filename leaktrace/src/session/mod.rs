@@ -14,6 +14,7 @@ mod reporter;
 mod signals;
 mod snapshot;
 mod start;
+mod unwinding;
 mod watch;
 
 use std::{ffi::OsString, time::Duration};
@@ -27,6 +28,7 @@ use crate::{
     model::{SortKey, Weight},
     output::destination::Destination,
     target::select::{self, Selector},
+    unwind::UnwindMode,
 };
 
 pub use brake::Brake;
@@ -58,6 +60,10 @@ pub struct TraceOptions {
     pub ages: AgeFilter,
     /// Sizes of the maps.
     pub limits: Limits,
+    /// How stacks are walked.
+    pub unwind: UnwindMode,
+    /// Keep unwind tables on disk.
+    pub table_cache: bool,
     /// When tracing costs too much.
     pub brake: Brake,
     /// Say what it would cost, and end.
@@ -93,6 +99,14 @@ impl TraceOptions {
         say("max-age", self.ages.max.map(seconds));
         say("max-blocks", Some(self.limits.max_blocks.to_string()));
         say("max-stacks", Some(self.limits.max_stacks.to_string()));
+        say(
+            "unwind",
+            match self.unwind {
+                UnwindMode::Auto => None,
+                UnwindMode::Dwarf => Some("dwarf".to_owned()),
+                UnwindMode::FramePointers => Some("fp".to_owned()),
+            },
+        );
         say(
             "max-overhead",
             Some(match self.brake {

@@ -1,6 +1,11 @@
 //! From the files that a process maps to the probes that are to be set.
 
-use std::{collections::HashSet, fs::File, os::unix::fs::FileExt as _, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    os::unix::fs::FileExt as _,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result};
 
@@ -25,8 +30,8 @@ pub struct Plan {
     pub files: Vec<PlannedFile>,
     /// The same, for reports.
     pub watched: Vec<WatchedFileInfo>,
-    /// Each site explained, a line each.
-    pub explanations: Vec<String>,
+    /// Each site that may be taken, explained in a line.
+    explanations: HashMap<(usize, u64), String>,
     /// What could not be watched, a sentence each.
     pub problems: Vec<String>,
     /// How many functions of watched allocators can't be watched.
@@ -89,9 +94,11 @@ impl Plan {
                 .collect(),
         });
         for function in &watched.functions {
-            let site = function.sites.first();
-            self.explanations
-                .extend(site.map(|site| function.explain(&name, site)));
+            for site in &function.sites {
+                let place = (self.files.len(), function.site_offset(site));
+                let line = function.explain(&name, site);
+                self.explanations.insert(place, line);
+            }
         }
         for refused in &watched.refused {
             self.unwatched += 1;
@@ -132,6 +139,15 @@ impl Plan {
         breakpoint().unwrap_or(false)
     }
 
+    /// Why its entries are seen where they are, a line for each function.
+    pub fn explain(&self, entry_sites: &[Vec<u64>]) -> Vec<&str> {
+        let taken = entry_sites.iter().enumerate();
+        taken
+            .flat_map(|(file, sites)| sites.iter().map(move |site| (file, *site)))
+            .filter_map(|place| self.explanations.get(&place).map(String::as_str))
+            .collect()
+    }
+
     /// How many functions are watched.
     pub fn function_count(&self) -> usize {
         self.watched.iter().map(|file| file.functions.len()).sum()
@@ -158,7 +174,7 @@ fn probe(function: &WatchedFunction) -> PlannedProbe {
     let sites: Vec<u64> = function
         .sites
         .iter()
-        .map(|site| function.file_offset + u64::from(site.offset))
+        .map(|site| function.site_offset(site))
         .collect();
     PlannedProbe {
         function: function.names.join("/"),

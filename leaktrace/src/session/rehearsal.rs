@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::plan::Plan;
 use crate::{
-    bpf::{Features, Limits, LinkKind, ObjectSource, Program, Scope, Tracer},
+    bpf::{LinkKind, Program, Scope, Tracer},
     probe_site::KernelAbility,
     target::{Process, mapped_file, mapping},
 };
@@ -58,12 +58,7 @@ fn strict_filter() -> [libc::sock_filter; 7] {
 ///
 /// # Errors
 /// When the child dies of it: then the target would as well.
-pub fn under_seccomp(
-    source: &ObjectSource,
-    features: &Features,
-    ability: KernelAbility,
-    kind: LinkKind,
-) -> Result<()> {
+pub fn under_seccomp(tracer: &mut Tracer, ability: KernelAbility, kind: LinkKind) -> Result<()> {
     let own = Process::own().context("looking at leaktrace itself")?;
     let mappings = mapping::read_mappings(&own).context("reading leaktrace's own mappings")?;
     let (files, _) = mapped_file::open_executable_files(&own, &mappings);
@@ -71,12 +66,6 @@ pub fn under_seccomp(
     if plan.files.is_empty() {
         bail!("the process is under seccomp, and whether that stands return probes can't be tried");
     }
-    let limits = Limits {
-        max_blocks: 1024,
-        max_stacks: 64,
-        max_threads: 64,
-    };
-    let mut tracer = Tracer::load(source, &limits, features)?;
     let mut child = FilteredChild::start()?;
     let attachment = tracer.attach(
         kind,

@@ -6,7 +6,7 @@ use std::{
     os::fd::BorrowedFd,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{self, Receiver, Sender},
     },
     thread::JoinHandle,
@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use leaktrace_common::counter::Counter;
 
-use super::{TraceOptions, plan::Plan, snapshot::Snapshot};
+use super::{TraceOptions, plan::Plan, snapshot::Snapshot, unwinding::lock};
 use crate::{
     aggregate::{Aggregator, Selection},
     bpf::Maps,
@@ -68,7 +68,7 @@ pub struct Workshop {
     pub aggregator: Aggregator,
     pub maps: Arc<Maps>,
     pub process: Arc<Process>,
-    pub mappings: MappingWatch,
+    pub mappings: Arc<Mutex<MappingWatch>>,
     /// Files in which an allocator was looked for.
     pub examined: HashSet<(Device, u64)>,
     /// How many of them have one and were loaded after the probes were set.
@@ -166,10 +166,10 @@ impl Workshop {
             mappings,
             ..
         } = self;
-        mappings.poll(process);
+        lock(mappings).poll(process);
         let mut mapped = Vec::new();
         let result = aggregator.learn_stacks(maps, &snapshot.sums, &mut |symbolizer| {
-            let (now, files) = mappings.current(process);
+            let (now, files) = lock(mappings).current(process);
             symbolizer.update(&now, &files);
             mapped = files;
         });
@@ -204,9 +204,9 @@ impl Workshop {
     /// Allocators that were loaded without being watched, and code that may
     /// have no names.
     fn note_what_was_missed(&mut self) {
-        let (_, files) = self.mappings.current(&self.process);
+        let (_, files) = lock(&self.mappings).current(&self.process);
         self.look_for_allocators(&files);
-        self.common.notes.extend(self.mappings.note());
+        self.common.notes.extend(lock(&self.mappings).note());
     }
 
     fn table(&mut self, snapshot: Snapshot) {

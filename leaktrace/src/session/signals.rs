@@ -4,7 +4,7 @@
 
 use crate::{
     launch::{
-        Child,
+        Child, LaunchError, Outcome, child,
         signals::{JOB_STOPS, PASSED_ON, Received, SignalQueue},
     },
     say,
@@ -46,9 +46,6 @@ const ENDING: [(&str, i32); 4] = [
 /// A command that ends this soon after a signal has ended because of it.
 const SOON: Duration = Duration::from_secs(10);
 
-/// What is said when a command is ended while it waits.
-pub const NEVER_BEGAN: &str = "the command was ended before it began";
-
 /// Where requests come from.
 pub struct Signals {
     requests: UnboundedReceiver<Request>,
@@ -60,6 +57,8 @@ pub struct Signals {
 enum Stage {
     /// No event counts yet.
     Preparing,
+    /// Nothing will: leaktrace is about to end.
+    Leaving,
     Tracing,
     /// Events no longer count; the last report is made.
     Ending,
@@ -83,9 +82,14 @@ impl Signals {
         }
     }
 
-    /// From here on a signal ends with a report.
+    /// From here on a signal ends with a report. Does not come back when one
+    /// came before, and leaktrace is ending because of it.
     pub fn tracing(&self) {
-        lock(&self.state).stage = Stage::Tracing;
+        if !lock(&self.state).moves_on(Stage::Tracing) {
+            loop {
+                std::thread::park();
+            }
+        }
     }
 
     /// The last report is being made.
@@ -107,6 +111,17 @@ impl Signals {
             stop_as_asked(signal);
             child.signal(libc::SIGCONT);
         }
+    }
+}
+
+impl State {
+    /// From preparing to another stage; false when something else is under way.
+    fn moves_on(&mut self, to: Stage) -> bool {
+        let is_first = self.stage == Stage::Preparing;
+        if is_first {
+            self.stage = to;
+        }
+        is_first
     }
 }
 
@@ -197,11 +212,11 @@ impl Listener {
             }
             stop if JOB_STOPS.contains(&stop) => self.stop(received),
             _ if self.command.has_ended() => self.leave(received.signal),
-            signal => {
+            _ => {
                 self.asked = Some(Instant::now());
                 self.pass_on(received);
                 if lock(&self.state).stage == Stage::Preparing {
-                    self.leave_with_command(signal);
+                    self.leave_with_command();
                 }
             }
         }
@@ -209,12 +224,15 @@ impl Listener {
 
     /// The command waits for its beginning; when it dies instead, there is
     /// nothing left to prepare for.
-    fn leave_with_command(&self, signal: i32) {
+    fn leave_with_command(&self) {
         let (command, state) = (Arc::clone(&self.command), Arc::clone(&self.state));
         tokio::spawn(async move {
             while lock(&state).stage == Stage::Preparing {
-                if command.has_ended() {
-                    leave_early(NEVER_BEGAN.to_owned(), signal);
+                if let Ok(Some(outcome)) = child::outcome(command.pidfd.as_fd())
+                    && lock(&state).moves_on(Stage::Leaving)
+                {
+                    let reason = LaunchError::NeverBegan(outcome);
+                    leave_early(reason.to_string(), reason.exit_code());
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -347,9 +365,10 @@ fn forward(
     tokio::spawn(async move {
         while signals.recv().await.is_some() {
             if let Request::End(name) = request {
-                if lock(&state).stage == Stage::Preparing {
-                    let reason = format!("ended by {name} before anything was traced");
-                    leave_early(reason, number);
+                if lock(&state).moves_on(Stage::Leaving) {
+                    let reason =
+                        format!("ended by {name} before anything was traced; there is no report");
+                    leave_early(reason, Outcome::Signaled(number).exit_code());
                 }
                 if ENDING_ALREADY.swap(true, Ordering::Relaxed) {
                     std::process::exit(128 + number);
@@ -364,15 +383,15 @@ fn forward(
 }
 
 /// Ends before anything was traced.
-fn leave_early(reason: String, number: i32) -> ! {
+fn leave_early(reason: String, code: u8) -> ! {
     // A blocked terminal must not keep us.
     let (sender, written) = mpsc::channel();
     std::thread::spawn(move || {
-        say!("leaktrace: {reason}; there is no report");
+        say!("leaktrace: {reason}");
         let _ = sender.send(());
     });
     let _ = written.recv_timeout(Duration::from_millis(500));
-    std::process::exit(128 + number)
+    std::process::exit(code.into())
 }
 
 fn is_ignored(number: i32) -> bool {

@@ -23,12 +23,15 @@ use super::{
     progress::Progress,
     reporter::{Common, Finished, Reporter, Workshop},
     signals::Signals,
+    unwinding::{Unwinding, lock},
     watch::{Watch, find_trampoline},
 };
 use crate::{
     aggregate::Aggregator,
     allocator,
-    bpf::{Attachment, Feature, Features, LinkKind, Maps, Program, Scope, Tracer},
+    bpf::{
+        Attachment, Feature, Features, Limits, LinkKind, Maps, Program, Scope, TableRoom, Tracer,
+    },
     exit::Outcome,
     host::privilege,
     model::{Edge, EndReason, TraceInfo},
@@ -47,7 +50,7 @@ use crate::{
     symbolize::{self, Symbolizer},
     target::{
         Process, available, code_files::CodeFiles, cpu::CpuClock, mapping_watch::MappingWatch,
-        memory,
+        memory, process_id::ProcessId,
     },
 };
 
@@ -67,13 +70,22 @@ impl Workbench {
     ///
     /// # Errors
     /// When the kernel can't or won't, or there is too little memory.
-    pub fn set_up(options: &TraceOptions, shadow_stack: bool, progress: &Progress) -> Result<Self> {
+    pub fn set_up(
+        options: &TraceOptions,
+        tables: TableRoom,
+        shadow_stack: bool,
+        progress: &Progress,
+    ) -> Result<Self> {
         // Before anything is tried: under the usual limit, a kernel that charges BPF to
         // it refuses even trials while another leaktrace runs.
         let _ = privilege::raise_locked_memory_limit();
+        let limits = Limits {
+            tables,
+            ..options.limits
+        };
         let mut features = Features::from_environment()?;
         features.check_essential()?;
-        let map_memory = check_memory(options, &features)?;
+        let map_memory = check_memory(&limits, &features)?;
         let ability = KernelAbility {
             nops: if features.has(Feature::LongNopEmulated) {
                 NopAbility::FastFiveByte
@@ -88,7 +100,7 @@ impl Workbench {
             Program::Trace
         };
         progress.phase("loading the BPF programs");
-        let mut tracer = Tracer::load(&options.object, &options.limits, &features)?;
+        let mut tracer = Tracer::load(&options.object, &limits, &features)?;
         progress.phase("measuring what a probe costs");
         let calibration = calibration::calibrate(&mut tracer, &features, ability, program)?;
         if calibration.link_kind == LinkKind::Perf {
@@ -118,7 +130,8 @@ impl Workbench {
     ) -> Result<Live> {
         self.calibration.end(&mut self.tracer)?;
         let maps = self.tracer.maps();
-        maps.control().set_target(pid, scope == Scope::Everyone);
+        let id = ProcessId::of(pid).context("reading the process's PID namespace")?;
+        maps.control().set_target(id, scope == Scope::Everyone);
         maps.control().set_execs(expected_execs);
         maps.control().set_sizes(options.sizes.0, options.sizes.1);
         // It has the same place in every process unless that is taken, and the target
@@ -156,10 +169,12 @@ pub struct Live {
 
 /// What is known of the target by the time it is watched.
 pub struct Subject {
-    pub process: Process,
+    pub process: Arc<Process>,
     pub plan: Plan,
     pub notes: Vec<String>,
-    pub mappings: MappingWatch,
+    pub mappings: Arc<Mutex<MappingWatch>>,
+    pub code: Arc<Mutex<CodeFiles>>,
+    pub unwinding: Unwinding,
     /// Its system time per second before it was traced.
     pub own_system_rate: f64,
     /// How often it may exec before its image is another one.
@@ -182,30 +197,34 @@ pub fn observe(
         process,
         plan,
         notes,
-        mut mappings,
+        mappings,
+        code,
+        unwinding,
         own_system_rate,
         expected_execs,
     } = subject;
-    let process = Arc::new(process);
     let trampoline_found = find_trampoline(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
-    let code = Arc::new(Mutex::new(CodeFiles::default()));
     let mut symbolizer = symbolizer(&process, Arc::clone(&code));
-    let (now, files) = mappings.current(&process);
+    let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
-    let memory_line = messages::map_memory(workbench.map_memory, options.limits.max_blocks);
-    let lines = greeting(
+    let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
+    lines.push(messages::map_memory(
+        workbench.map_memory,
+        options.limits.max_blocks,
+    ));
+    lines.extend(greeting(
         &process,
         &plan,
         &live,
         &memory_at_start,
         &outputs,
         expected_execs > 0,
-    );
-    let greeted = say_aside(format!("{memory_line}\n{lines}"));
+    ));
+    let greeted = say_aside(lines.join("\n"));
     let pair_cost = workbench.calibration.pair_cost;
     let trace = TraceInfo {
         started: live.started,
@@ -255,6 +274,7 @@ pub fn observe(
         expected_execs,
         trampoline_found,
         silent_periods: 0,
+        unwinding,
     };
     let finished = runtime.block_on(watch.run(
         reporter,
@@ -274,7 +294,7 @@ fn greeting(
     memory: &crate::model::MemorySample,
     outputs: &Outputs,
     from_start: bool,
-) -> String {
+) -> Vec<String> {
     let info = process.info();
     let files = plan.file_names();
     let mut lines = vec![messages::attached(
@@ -288,7 +308,7 @@ fn greeting(
     }
     let directory = outputs.directory().map(Directory::path);
     lines.push(messages::how_to_end(directory, from_start));
-    lines.join("\n")
+    lines
 }
 
 /// Writes to stderr without waiting for it: probes are in, and a blocked
@@ -303,14 +323,13 @@ fn say_aside(text: String) -> Receiver<()> {
     written
 }
 
-/// Shows what was planned, with `-v`.
-pub fn explain(plan: &Plan, options: &TraceOptions) {
-    if options.verbose {
-        plan.explanations
-            .iter()
-            .chain(&plan.problems)
-            .for_each(|line| say!("{line}"));
+/// Where the probes are and what has none, with `-v`.
+pub fn explanation(plan: &Plan, entry_sites: &[Vec<u64>], options: &TraceOptions) -> Vec<String> {
+    if !options.verbose {
+        return Vec::new();
     }
+    let taken = plan.explain(entry_sites).into_iter().map(str::to_owned);
+    taken.chain(plan.problems.iter().cloned()).collect()
 }
 
 /// The runtime: one worker listens to signals while the main thread detaches and
@@ -328,8 +347,8 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 /// What full maps take; refuses maps that could take more than half of the memory that is there.
-fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
-    let needed = options.limits.memory_when_full(features);
+fn check_memory(limits: &Limits, features: &Features) -> Result<u64> {
+    let needed = limits.memory_when_full(features);
     let Ok(available) = available::available_memory() else {
         return Ok(needed);
     };
@@ -339,7 +358,7 @@ fn check_memory(options: &TraceOptions, features: &Features) -> Result<u64> {
              is available; use {}",
             quantity::bytes(needed),
             quantity::bytes(available),
-            options.limits.fitting(available / 9 * 4, features),
+            limits.fitting(available / 9 * 4, features),
         );
     }
     Ok(needed)

@@ -20,6 +20,7 @@ use super::{
     reporter::{Finished, Reporter},
     signals::{Request, Signals},
     snapshot::{self, AllocRate, Snapshot},
+    unwinding::Unwinding,
 };
 use crate::{
     bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
@@ -29,11 +30,16 @@ use crate::{
         Process,
         cpu::{CpuClock, CpuTime},
         mapping, memory,
+        process_id::ProcessId,
     },
 };
 
 /// How often the brake, the target and the screen are looked at.
 const CHECK: Duration = Duration::from_millis(250);
+/// How often the trampoline is looked for at first, and how long so often: where
+/// its usual place is taken, calls inside others are miscounted until it is found.
+const LOOK: Duration = Duration::from_millis(10);
+const LOOK_OFTEN: Duration = Duration::from_secs(1);
 /// How many checks go by between two looks at new stacks and at memory.
 const LEARN_EVERY: u32 = 4;
 
@@ -58,6 +64,7 @@ pub struct Watch {
     pub trampoline_found: bool,
     /// How often perf events had fallen silent.
     pub silent_periods: u64,
+    pub unwinding: Unwinding,
 }
 
 /// Figures of the last check.
@@ -111,6 +118,8 @@ impl Watch {
         let mut check = interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Skip);
         check.reset();
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut seen = self.seen(maps)?;
         let mut checks = 0;
         loop {
@@ -149,6 +158,8 @@ impl Watch {
                         self.sample_memory();
                     }
                 },
+                _ = look.tick(), if !self.trampoline_found
+                    && self.started.elapsed() < LOOK_OFTEN => self.look_for_trampoline(maps)?,
                 _ = table.tick(), if !self.options.quiet => {
                     let with_ages = self.options.ages.is_set();
                     reporter.table(self.snapshot(maps, rate, with_ages)?);
@@ -210,7 +221,8 @@ impl Watch {
             self.silent_periods += 1;
         }
         let maps = self.tracer.maps();
-        maps.control().set_target(self.process.pid(), true);
+        let id = ProcessId::of(self.process.pid())?;
+        maps.control().set_target(id, true);
         let generation = u8::from(self.tracer.has_cookies());
         let kind = self.attachment.kind;
         self.tracer.count_unseen_vforks(kind, Scope::Everyone)?;
@@ -248,12 +260,17 @@ impl Watch {
         Ok(counters)
     }
 
-    /// Learns new stacks, where the trampoline is, how much memory is used.
-    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
+    fn look_for_trampoline(&mut self, maps: &Maps) -> Result<()> {
         // The kernel maps it at the first call that needs it.
         if !self.trampoline_found && maps.counters()?.events[Counter::AllocCalls as usize] > 0 {
             self.trampoline_found = find_trampoline(maps, &self.process);
         }
+        Ok(())
+    }
+
+    /// Learns new stacks, where the trampoline is, how much memory is used.
+    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
+        self.look_for_trampoline(maps)?;
         self.sample_memory();
         reporter.learn(Snapshot {
             taken: jiff::Zoned::now(),
@@ -324,6 +341,7 @@ impl Watch {
         attachment.detach(|closed, all| {
             progress.phase(format!("taking the probes out: {closed} of {all}"));
         });
+        let notes = self.unwinding.end();
         let mut end = end?;
         let execs = maps.counters()?.events[Counter::Exec as usize];
         if end == EndReason::TargetExit && execs > self.expected_execs {
@@ -349,7 +367,7 @@ impl Watch {
             memory: self.memory,
             memory_read: self.memory_read,
         };
-        reporter.finish(snapshot, disabled, Vec::new())
+        reporter.finish(snapshot, disabled, notes)
     }
 }
 

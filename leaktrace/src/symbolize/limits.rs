@@ -1,6 +1,9 @@
 //! How much memory and time symbols may take.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +56,9 @@ pub struct Limits {
     pub restarts: u32,
     /// How long a few addresses of one file may take.
     pub patience: Duration,
+    /// How long all of one file's addresses may take; a tenth of the time that
+    /// goes by comes back, so that in a long trace it is a limit for each report.
+    pub file: Duration,
 }
 
 impl Default for Limits {
@@ -67,6 +73,7 @@ impl Default for Limits {
             unit: 64 * MIB,
             restarts: 3,
             patience: Duration::from_secs(10),
+            file: Duration::from_secs(30),
         }
     }
 }
@@ -97,6 +104,43 @@ impl Limits {
                 mib(self.unit)
             )
         })
+    }
+}
+
+/// The time that one file's look-ups may still take.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowance {
+    most: Duration,
+    left: Duration,
+    since: Instant,
+}
+
+impl Allowance {
+    /// How much of the time that goes by comes back: one in so many.
+    const RETURN: u32 = 10;
+
+    /// All of it.
+    #[must_use]
+    pub fn new(most: Duration) -> Self {
+        Self {
+            most,
+            left: most,
+            since: Instant::now(),
+        }
+    }
+
+    /// What is left at this time.
+    #[must_use]
+    pub fn left(&mut self, now: Instant) -> Duration {
+        let back = now.saturating_duration_since(self.since) / Self::RETURN;
+        self.left = self.most.min(self.left.saturating_add(back));
+        self.since = now;
+        self.left
+    }
+
+    /// Takes what a look-up took.
+    pub fn spend(&mut self, time: Duration) {
+        self.left = self.left.saturating_sub(time);
     }
 }
 
@@ -178,6 +222,19 @@ mod tests {
             })
             .starts_with("a unit of 65")
         );
+    }
+
+    #[test]
+    fn time_that_was_spent_comes_back_slowly_and_never_more() {
+        let seconds = Duration::from_secs;
+        let mut allowance = Allowance::new(seconds(30));
+        let start = allowance.since;
+        allowance.spend(seconds(25));
+        assert_eq!(allowance.left(start), seconds(5));
+        assert_eq!(allowance.left(start + seconds(100)), seconds(15));
+        allowance.spend(seconds(100));
+        assert_eq!(allowance.left(start + seconds(100)), Duration::ZERO);
+        assert_eq!(allowance.left(start + seconds(9999)), seconds(30));
     }
 
     #[test]

@@ -2,19 +2,23 @@
 //! length (4 bytes, little-endian), with an open file passed along (unix(7)).
 
 use std::{
-    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
+    io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::{
         fd::{BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -88,88 +92,138 @@ pub struct Function {
 
 /// One end of the line between the two.
 #[derive(Debug)]
-pub struct Channel(UnixStream);
+pub struct Channel {
+    stream: UnixStream,
+    deadline: Option<Instant>,
+}
 
 impl Channel {
     /// Takes a connected socket.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        Self(stream)
+        Self {
+            stream,
+            deadline: None,
+        }
     }
 
-    /// How long [`Self::receive`] and [`Self::send`] wait: `None` is for ever.
+    /// Until when [`Self::receive`] and [`Self::send`] wait for whole messages:
+    /// `None` is for ever, as at first.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    /// Whether nothing comes for so long; a message that begins is left where
+    /// it is.
     ///
     /// # Errors
-    /// Those of `setsockopt`.
-    pub fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        // Zero would mean for ever.
-        let patience = patience.map(|it| it.max(Duration::from_millis(1)));
-        self.0.set_read_timeout(patience)?;
-        self.0.set_write_timeout(patience)
+    /// Those of `poll`.
+    pub fn is_silent_for(&self, time: Duration) -> io::Result<bool> {
+        match self.wait(PollFlags::IN, Some(Instant::now() + time)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            result => result.map(|()| false),
+        }
     }
 
     /// Sends a message, and a file with it.
     ///
     /// # Errors
-    /// Those of `sendmsg`; `WouldBlock` when patience ran out.
+    /// Those of `sendmsg`; `WouldBlock` when it took too long. Then, as after any
+    /// other error, half of it may have been sent.
     pub fn send(&mut self, message: &impl Serialize, file: Option<BorrowedFd>) -> io::Result<()> {
         let body = serde_json::to_vec(message)?;
         let length = u32::try_from(body.len())
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?
             .to_le_bytes();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let files: Vec<BorrowedFd> = file.into_iter().collect();
-        if !files.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        self.send_bytes(&length, file)?;
+        self.send_bytes(&body, None)
+    }
+
+    fn send_bytes(&self, mut bytes: &[u8], mut file: Option<BorrowedFd>) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let files: Vec<BorrowedFd> = file.into_iter().collect();
+            if !files.is_empty() {
+                ancillary.push(SendAncillaryMessage::ScmRights(&files));
+            }
+            self.wait(PollFlags::OUT, self.deadline)?;
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match sendmsg(&self.stream, &[IoSlice::new(bytes)], &mut ancillary, flags) {
+                Ok(sent) => {
+                    bytes = &bytes[sent..];
+                    // It went with the first byte.
+                    file = None;
+                }
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        let sent = rustix::io::retry_on_intr(|| {
-            sendmsg(
-                &self.0,
-                &[IoSlice::new(&length)],
-                &mut ancillary,
-                SendFlags::NOSIGNAL,
-            )
-        })?;
-        self.0.write_all(&length[sent..])?;
-        self.0.write_all(&body)
+        Ok(())
     }
 
     /// Waits for a message, and the file that came with it.
     ///
     /// # Errors
-    /// Those of `recvmsg`; `WouldBlock` when patience ran out, `UnexpectedEof`
+    /// Those of `recvmsg`; `WouldBlock` when it took too long, `UnexpectedEof`
     /// when the other end is gone.
     pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<(T, Option<OwnedFd>)> {
         let mut length = [0; 4];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::io::retry_on_intr(|| {
-            recvmsg(
-                &self.0,
-                &mut [IoSliceMut::new(&mut length)],
-                &mut ancillary,
-                RecvFlags::CMSG_CLOEXEC,
-            )
-        })?;
-        let file = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut files) => files.next(),
-            _ => None,
-        });
-        self.0.read_exact(&mut length[received.bytes..])?;
+        let file = self.receive_bytes(&mut length)?;
         let length = u32::from_le_bytes(length) as usize;
         if length > LONGEST {
             return Err(io::ErrorKind::InvalidData.into());
         }
         let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
+        self.receive_bytes(&mut body)?;
         Ok((serde_json::from_slice(&body)?, file))
+    }
+
+    fn receive_bytes(&self, mut bytes: &mut [u8]) -> io::Result<Option<OwnedFd>> {
+        let mut file = None;
+        while !bytes.is_empty() {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            self.wait(PollFlags::IN, self.deadline)?;
+            let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+            let received = recvmsg(
+                &self.stream,
+                &mut [IoSliceMut::new(bytes)],
+                &mut ancillary,
+                flags,
+            );
+            match received.map(|message| message.bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => bytes = &mut bytes[count..],
+                Err(Errno::INTR | Errno::AGAIN) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            file = file.or(ancillary.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+                _ => None,
+            }));
+        }
+        Ok(file)
+    }
+
+    /// Waits until the line is ready; `WouldBlock` when it is not by then.
+    fn wait(&self, what: PollFlags, deadline: Option<Instant>) -> io::Result<()> {
+        loop {
+            let left = deadline.map(|it| it.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|it| Timespec::try_from(it).ok());
+            match poll(&mut [PollFd::new(&self.stream, what)], left.as_ref()) {
+                Ok(0) => return Err(io::ErrorKind::WouldBlock.into()),
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::fd::AsFd as _};
+    use std::{fs::File, io::Write as _, os::fd::AsFd as _};
 
     use super::*;
 
@@ -195,9 +249,12 @@ mod tests {
     #[test]
     fn silence_nonsense_and_the_end_are_errors() {
         let (sender, mut receiver) = pair();
+        receiver.set_deadline(Some(Instant::now()));
+        let error = receiver.receive::<String>().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        receiver.set_deadline(None);
         let mut kind = || receiver.receive::<String>().unwrap_err().kind();
-        receiver_patience(&sender);
-        let mut raw = sender.0;
+        let mut raw = sender.stream;
         raw.write_all(&u32::MAX.to_le_bytes()).unwrap();
         assert_eq!(kind(), io::ErrorKind::InvalidData);
         raw.write_all(&3_u32.to_le_bytes()).unwrap();
@@ -207,10 +264,40 @@ mod tests {
         assert_eq!(kind(), io::ErrorKind::UnexpectedEof);
     }
 
-    fn receiver_patience(channel: &Channel) {
-        channel.set_patience(Some(Duration::ZERO)).unwrap();
-        let mut other = Channel(channel.0.try_clone().unwrap());
-        let error = other.receive::<String>().unwrap_err();
+    #[test]
+    fn a_message_may_pause_in_its_middle() {
+        let (sender, mut receiver) = pair();
+        let file = tempfile::tempfile().unwrap();
+        assert!(receiver.is_silent_for(Duration::ZERO).unwrap());
+        let body = b"\"whole\"";
+        let length = u32::try_from(body.len()).unwrap().to_le_bytes();
+        sender.send_bytes(&length[..1], Some(file.as_fd())).unwrap();
+        assert!(!receiver.is_silent_for(Duration::ZERO).unwrap());
+        let slow = std::thread::spawn(move || {
+            for piece in [&length[1..], &body[..3], &body[3..]] {
+                std::thread::sleep(Duration::from_millis(20));
+                sender.send_bytes(piece, None).unwrap();
+            }
+            sender
+        });
+        let (text, passed): (String, _) = receiver.receive().unwrap();
+        assert!(text == "whole" && passed.is_some());
+        drop(slow.join().unwrap());
+    }
+
+    #[test]
+    fn a_trickle_does_not_put_off_the_deadline() {
+        let (sender, mut receiver) = pair();
+        sender.send_bytes(&1000_u32.to_le_bytes(), None).unwrap();
+        let trickle = std::thread::spawn(move || {
+            while sender.send_bytes(b"x", None).is_ok() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        receiver.set_deadline(Some(Instant::now() + Duration::from_millis(50)));
+        let error = receiver.receive::<String>().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        drop(receiver);
+        trickle.join().unwrap();
     }
 }

@@ -90,16 +90,10 @@ fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Resu
     let search = SearchPath::new(root, setup.debug_directories)?;
     let mut engine = Engine::new(search, setup.limits);
     loop {
-        channel.set_patience(Some(IDLE))?;
-        let received = channel.receive().or_else(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                engine.rest();
-                channel.set_patience(None)?;
-                channel.receive()
-            }
-            _ => Err(error),
-        });
-        match received {
+        if channel.is_silent_for(IDLE)? {
+            engine.rest();
+        }
+        match channel.receive() {
             Ok((request, Some(file))) => engine.handle(&request, file.into(), channel)?,
             Ok((_, None)) => return Err(io::ErrorKind::InvalidInput.into()),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),

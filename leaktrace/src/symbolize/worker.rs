@@ -2,15 +2,20 @@
 //! be left behind.
 
 use std::{
+    collections::HashMap,
     io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt as _},
     },
     process::{Child, Command, Stdio},
+    time::Instant,
 };
 
-use super::protocol::{Answer, Channel, Request, Setup};
+use super::{
+    limits::{Allowance, Limits},
+    protocol::{Answer, Channel, Request, Setup},
+};
 
 /// leaktrace's subcommand that is the reader ([`super::reader`]).
 pub const SUBCOMMAND: &str = "__read-symbols";
@@ -20,7 +25,7 @@ pub const SUBCOMMAND: &str = "__read-symbols";
 pub enum Failure {
     /// The process died.
     Died,
-    /// It took longer than [`Limits::patience`](super::Limits::patience).
+    /// It took longer than [`Limits::patience`] or, all in all, [`Limits::file`].
     Late,
 }
 
@@ -30,6 +35,11 @@ pub enum Failure {
 pub struct Worker {
     process: Child,
     channel: Channel,
+    limits: Limits,
+    /// The time that each file may still take.
+    allowances: HashMap<u16, Allowance>,
+    /// The file that was asked about.
+    file: u16,
 }
 
 impl Worker {
@@ -48,9 +58,15 @@ impl Worker {
             // Ctrl-C is for leaktrace.
             .process_group(0)
             .spawn()?;
-        let channel = Channel::new(own);
-        let mut worker = Self { process, channel };
-        worker.channel.set_patience(Some(setup.limits.patience))?;
+        let mut worker = Self {
+            process,
+            channel: Channel::new(own),
+            limits: setup.limits,
+            allowances: HashMap::new(),
+            file: 0,
+        };
+        let deadline = Instant::now() + setup.limits.patience;
+        worker.channel.set_deadline(Some(deadline));
         worker.channel.send(setup, root)?;
         Ok(worker)
     }
@@ -60,9 +76,8 @@ impl Worker {
     /// # Errors
     /// When the process is dead, or does not listen.
     pub fn ask(&mut self, request: &Request, file: impl AsFd) -> Result<(), Failure> {
-        self.channel
-            .send(request, Some(file.as_fd()))
-            .map_err(|error| Failure::of(&error))
+        self.file = request.file;
+        self.in_time(|channel| channel.send(request, Some(file.as_fd())))
     }
 
     /// Waits for the next answer.
@@ -70,10 +85,24 @@ impl Worker {
     /// # Errors
     /// When the process died, or does not answer.
     pub fn answer(&mut self) -> Result<Answer, Failure> {
-        self.channel
-            .receive()
-            .map(|(answer, _)| answer)
-            .map_err(|error| Failure::of(&error))
+        self.in_time(|channel| channel.receive().map(|(answer, _)| answer))
+    }
+
+    /// Limits the time that something takes, and takes it from the file's.
+    fn in_time<T>(
+        &mut self,
+        step: impl FnOnce(&mut Channel) -> io::Result<T>,
+    ) -> Result<T, Failure> {
+        let allowance = self
+            .allowances
+            .entry(self.file)
+            .or_insert_with(|| Allowance::new(self.limits.file));
+        let start = Instant::now();
+        let most = self.limits.patience.min(allowance.left(start));
+        self.channel.set_deadline(Some(start + most));
+        let result = step(&mut self.channel);
+        allowance.spend(start.elapsed());
+        result.map_err(|error| Failure::of(&error))
     }
 
     /// Whether the process is gone.

@@ -73,6 +73,19 @@ impl MappingWatch {
         }
     }
 
+    /// Descriptors that become readable when there is something new, of their
+    /// own; none where only `/proc/PID/maps` tells.
+    #[must_use]
+    pub fn wakers(&self) -> Vec<OwnedFd> {
+        let Source::Events(events) = &self.source else {
+            return Vec::new();
+        };
+        let buffers = events.buffers();
+        buffers
+            .filter_map(|buffer| buffer.try_clone_to_owned().ok())
+            .collect()
+    }
+
     /// Takes up what has been mapped since the last time and opens its files.
     /// Costs next to nothing when that is nothing; to be called several times a
     /// second, since files may be replaced and buffers are small.

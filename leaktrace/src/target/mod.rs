@@ -12,9 +12,10 @@ pub mod mapping;
 pub mod mapping_events;
 pub mod mapping_watch;
 pub mod memory;
+pub mod process_id;
 pub mod select;
 pub mod status;
-mod vdso;
+pub(crate) mod vdso;
 
 use std::{
     fs::{self, File},

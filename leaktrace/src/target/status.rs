@@ -9,6 +9,8 @@ use crate::arch::SHADOW_STACK_STATUS;
 pub struct Status {
     /// Thread group id: the process that a thread belongs to.
     pub tgid: Option<u32>,
+    /// The same in its own PID namespace.
+    pub innermost_tgid: Option<u32>,
     /// Parent process.
     pub parent: Option<u32>,
     /// Resident set.
@@ -43,6 +45,10 @@ impl Status {
             let (key, value) = (&line[..colon], line[colon + 1..].trim_ascii());
             match key {
                 b"Tgid" => status.tgid = number(value),
+                b"NStgid" => {
+                    let mut ids = value.rsplit(u8::is_ascii_whitespace);
+                    status.innermost_tgid = ids.next().and_then(number);
+                }
                 b"PPid" => status.parent = number(value),
                 b"VmRSS" => status.rss = kibibytes(value),
                 b"RssAnon" => status.rss_anon = kibibytes(value),
@@ -138,13 +144,14 @@ mod tests {
 
     #[test]
     fn status_fields_are_read_in_bytes() {
-        let text = b"Name:\ta b\nState:\tS (sleeping)\nTgid:\t42\nPPid:\t1\nVmSize:\t    3060 kB\n\
+        let text = b"Name:\ta b\nState:\tS (sleeping)\nTgid:\t42\nNStgid:\t42\t7\nPPid:\t1\nVmSize:\t    3060 kB\n\
             VmRSS:\t    1752 kB\nRssAnon:\t     112 kB\nRssFile:\t    1640 kB\nRssShmem:\t       8 kB\n\
             VmSwap:\t       4 kB\nThreads:\t3\nSeccomp:\t2\nx86_Thread_features:\tshstk wrss \n";
         assert_eq!(
             Status::parse(text),
             Status {
                 tgid: Some(42),
+                innermost_tgid: Some(7),
                 parent: Some(1),
                 rss: Some(1752 << 10),
                 rss_anon: Some(112 << 10),

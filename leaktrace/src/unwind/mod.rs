@@ -46,6 +46,19 @@ use intern::TooManyRules;
 use page::Paged;
 use read::Sources;
 
+/// How stacks are walked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnwindMode {
+    /// By tables; by frame pointers in files that keep them, where tables say
+    /// nothing.
+    #[default]
+    Auto,
+    /// By tables alone.
+    Dwarf,
+    /// By frame pointers alone.
+    FramePointers,
+}
+
 /// Why a file has no table.
 #[derive(Debug, thiserror::Error)]
 pub enum Reason {

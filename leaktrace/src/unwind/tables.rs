@@ -19,6 +19,9 @@ pub enum NoRoom {
     /// The limit of rows would be exceeded.
     #[error("more than {0} rows")]
     Rows(u32),
+    /// The limit of pages would be exceeded.
+    #[error("more than {0} pages of text")]
+    Pages(u32),
 }
 
 /// Tables of files. What is there stays where it is; more is added at the end.
@@ -28,12 +31,19 @@ pub struct Tables {
     pages: Vec<Page>,
     files: Vec<FileRecord>,
     max_rows: u32,
+    max_pages: u32,
 }
 
 impl Tables {
     /// None yet, and room for so many rows.
     #[must_use]
     pub fn new(max_rows: u32) -> Self {
+        Self::with_room(max_rows, u32::MAX)
+    }
+
+    /// None yet, and room for so many rows and pages.
+    #[must_use]
+    pub fn with_room(max_rows: u32, max_pages: u32) -> Self {
         Self {
             rules: Rules::default(),
             rows: Vec::new(),
@@ -41,6 +51,7 @@ impl Tables {
             // That of `NO_FILE`.
             files: vec![FileRecord::default()],
             max_rows,
+            max_pages,
         }
     }
 
@@ -49,6 +60,9 @@ impl Tables {
     /// # Errors
     /// When there is no room; nothing has changed then.
     pub fn add(&mut self, file: &FileTable) -> Result<u32, NoRoom> {
+        if self.pages.len() + file.pages.len() > self.max_pages as usize {
+            return Err(NoRoom::Pages(self.max_pages));
+        }
         let mut pages = Vec::with_capacity(file.pages.len());
         let mut next = u64::try_from(self.rows.len()).unwrap_or(u64::MAX);
         for page in &file.pages {

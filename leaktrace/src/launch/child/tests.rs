@@ -97,11 +97,12 @@ fn signals_reach_it_and_give_128_and_their_number() {
 }
 
 #[test]
-fn a_child_killed_while_it_waits_is_an_outcome_too() {
+fn a_child_killed_while_it_waits_never_began() {
     let mut child = spawn(sh("exit 0"));
     child.signal(libc::SIGKILL);
-    assert_eq!(wait_for_end(&child), Outcome::Signaled(libc::SIGKILL));
-    child.go().unwrap();
+    let error = child.go().unwrap_err();
+    assert!(matches!(error, LaunchError::NeverBegan(_)), "{error}");
+    assert_eq!(error.exit_code(), 137);
     assert_eq!(child.reap().unwrap().exit_code(), 137);
 }
 

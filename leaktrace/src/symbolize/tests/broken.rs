@@ -136,14 +136,23 @@ fn a_reader_that_panics_is_replaced_and_the_file_trusted_less() {
 
 #[test]
 fn a_reader_that_takes_too_long_is_left_behind() {
+    let limits = Limits::default();
+    let short = Duration::from_secs(2);
+    let long = Duration::from_secs(600);
+    for (patience, file) in [(short, long), (long, short)] {
+        is_left_behind(Limits {
+            patience,
+            file,
+            ..limits
+        });
+    }
+}
+
+fn is_left_behind(limits: Limits) {
     let Some(workshop) = Workshop::open("broken::a_reader_that_takes_too_long…") else {
         return;
     };
     let target = Target::start(&workshop.program("program"), &[]);
-    let limits = Limits {
-        patience: Duration::from_secs(2),
-        ..Limits::default()
-    };
     let mut symbolizer = target.symbolizer(Options { limits, ..plain() });
     let main = target.address("main");
     let _ = symbolizer.resolve_addresses(&[main]);

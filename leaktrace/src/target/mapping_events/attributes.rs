@@ -17,6 +17,7 @@ mod flag {
     pub const EXCLUDE_HV: u64 = 1 << 6;
     pub const MMAP: u64 = 1 << 8;
     pub const COMM: u64 = 1 << 9;
+    pub const WATERMARK: u64 = 1 << 14;
     pub const SAMPLE_ID_ALL: u64 = 1 << 18;
     pub const MMAP2: u64 = 1 << 23;
     pub const COMM_EXEC: u64 = 1 << 24;
@@ -51,10 +52,13 @@ fn open_with(thread: u32, cpu: u32, more: u64) -> io::Result<OwnedFd> {
             | flag::EXCLUDE_HV
             | flag::MMAP
             | flag::COMM
+            | flag::WATERMARK
             | flag::SAMPLE_ID_ALL
             | flag::MMAP2
             | flag::COMM_EXEC
             | flag::USE_CLOCKID,
+        // Whoever waits is woken by each record.
+        wakeup_watermark: 1,
         clock: libc::CLOCK_MONOTONIC,
         ..Event::default()
     };

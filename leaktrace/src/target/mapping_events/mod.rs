@@ -10,7 +10,7 @@ mod ring;
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
 };
 
 use super::mapping::Mapping;
@@ -87,6 +87,11 @@ impl MappingEvents {
     #[must_use]
     pub fn unwatched_threads(&self) -> usize {
         self.unwatched_threads
+    }
+
+    /// Descriptors that become readable when something was recorded.
+    pub fn buffers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.rings.iter().map(|(_, ring)| ring.as_fd())
     }
 
     #[cfg(test)]

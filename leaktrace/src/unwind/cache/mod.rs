@@ -20,7 +20,6 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
 };
 
 use rustix::fs::{
@@ -38,8 +37,6 @@ use crate::{
 pub const LIMIT: u64 = 128 << 20;
 /// How files of the cache end.
 const SUFFIX: &str = ".rows";
-/// What killed writers have left is removed after this time.
-const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// What a table is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,30 +205,20 @@ impl Cache {
         }
     }
 
-    /// Entries. Removes what killed writers have left.
+    /// Entries. What is being written has other names, and what killed writers
+    /// have left of that is removed by the next one ([`atomic`]).
     fn files(&self) -> Vec<(OsString, Stat)> {
         let Ok(directory) = Dir::read_from(&self.directory) else {
             return Vec::new();
         };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let mut files = Vec::new();
         for item in directory.flatten() {
             let name = OsStr::from_bytes(item.file_name().to_bytes()).to_owned();
             let Ok(found) = statat(&self.directory, &*name, AtFlags::SYMLINK_NOFOLLOW) else {
                 continue;
             };
-            let bytes = name.as_bytes();
-            if bytes.ends_with(SUFFIX.as_bytes()) {
+            if name.as_bytes().ends_with(SUFFIX.as_bytes()) {
                 files.push((name, found));
-            } else if bytes.ends_with(b".tmp") {
-                let written = u64::try_from(found.st_mtime).unwrap_or(0);
-                let age = now
-                    .as_ref()
-                    .map_or(0, Duration::as_secs)
-                    .saturating_sub(written);
-                if age > ABANDONED.as_secs() {
-                    _ = unlinkat(&self.directory, &*name, AtFlags::empty());
-                }
             }
         }
         files
@@ -275,6 +262,7 @@ mod tests {
     use std::{
         fs,
         os::unix::fs::{PermissionsExt as _, symlink},
+        time::{Duration, SystemTime},
     };
 
     use super::*;
@@ -406,19 +394,6 @@ mod tests {
         assert_eq!(place.names(), ["11.rows", "33.rows"]);
         let error = place.cache.store(&second, &[0; 2501]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
-    }
-
-    #[test]
-    fn what_killed_writers_left_is_removed_in_time() {
-        let place = Place::new(BIG);
-        for (name, age) in [(".leaktrace-1.tmp", 10), (".leaktrace-2.tmp", 4000)] {
-            let path = place.directory.path().join("leaktrace").join(name);
-            let file = File::create(path).unwrap();
-            file.set_modified(SystemTime::now() - Duration::from_secs(age))
-                .unwrap();
-        }
-        place.cache.store(&named("11"), &[0; 10]).unwrap();
-        assert_eq!(place.names(), [".leaktrace-1.tmp", "11.rows"]);
     }
 
     #[test]
