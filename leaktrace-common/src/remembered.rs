@@ -10,8 +10,8 @@ use crate::walk::MAX_SEGMENTS;
 
 /// How many walks are remembered; a power of two.
 pub const REMEMBERED_WALKS: u32 = 4096;
-/// Most words of the stack that a remembered walk may depend on.
-pub const MAX_WORDS: usize = 58;
+/// Most words of the stack that a remembered walk may depend on; a power of two.
+pub const MAX_WORDS: usize = 64;
 
 /// A word of the stack that decided where a walk went.
 #[repr(C)]
@@ -57,5 +57,5 @@ pub struct RememberedWalk {
 }
 
 const _: () = assert!(size_of::<Word>() == 16);
-const _: () = assert!(size_of::<RememberedWalk>() == 1024);
-const _: () = assert!(REMEMBERED_WALKS.is_power_of_two());
+const _: () = assert!(size_of::<RememberedWalk>() == 96 + 16 * MAX_WORDS);
+const _: () = assert!(REMEMBERED_WALKS.is_power_of_two() && MAX_WORDS.is_power_of_two());

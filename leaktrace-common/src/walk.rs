@@ -77,8 +77,8 @@ pub struct Walk {
     pub last_segment: u32,
     /// The one before it.
     pub segment_before: u32,
-    /// Always 0.
-    pub padding: u32,
+    /// The segment that the word just noted is in.
+    pub segment: u32,
     /// Where on the stack the window's first word is from.
     pub window_start: u64,
     /// How many bytes of the window are valid.
@@ -126,7 +126,7 @@ impl Walk {
         segments: 0,
         last_segment: 0,
         segment_before: 0,
-        padding: 0,
+        segment: 0,
         window_start: 0,
         window_size: 0,
         window: [0; WINDOW_WORDS],

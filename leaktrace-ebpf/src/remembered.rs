@@ -217,20 +217,25 @@ impl Walker {
             set!(self, words, u32::MAX);
             return;
         }
+        set!(self, segment, segment);
+        // Loaded anew and masked: of a register whose copy was compared, some
+        // kernels' verifiers forget the bounds.
+        let segment = get!(self, segment) as usize & (MAX_SEGMENTS - 1);
+        let number = get!(self, words) as usize & (MAX_WORDS - 1);
         let word = Word {
-            index: segment * SEGMENT_WORDS as u32 + (offset % SEGMENT_BYTES / 8) as u32,
+            index: (segment * SEGMENT_WORDS) as u32 + (offset % SEGMENT_BYTES / 8) as u32,
             relative,
             value: value.wrapping_sub(base & relative as i64 as u64),
         };
-        // SAFETY: a value of the map; the indices were compared.
+        // SAFETY: a value of the map; the indices are masked.
         unsafe {
             (&raw mut (*walk).places)
                 .cast::<u32>()
-                .add(segment as usize)
+                .add(segment)
                 .write_volatile(place);
             (&raw mut (*walk).words)
                 .cast::<Word>()
-                .add(words as usize)
+                .add(number)
                 .write_volatile(word);
         }
         set!(self, words, words + 1);
