@@ -239,9 +239,14 @@ mod tests {
 
     #[test]
     fn memory_that_is_touched_is_seen_to_grow() {
-        let watch = MemoryWatch::new();
-        let block = std::hint::black_box(vec![1_u8; 64 << 20]);
-        assert!(watch.growth() > 32 << 20, "{}", watch.growth());
-        drop(block);
+        // Other tests of this program may give memory back meanwhile.
+        let is_seen = (0..10).any(|_| {
+            let watch = MemoryWatch::new();
+            let block = std::hint::black_box(vec![1_u8; 64 << 20]);
+            let growth = watch.growth();
+            drop(block);
+            growth > 32 << 20
+        });
+        assert!(is_seen);
     }
 }
