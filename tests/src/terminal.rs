@@ -178,22 +178,50 @@ fn pair() -> Result<(File, File)> {
 /// # Errors
 /// When it has none, or several.
 pub fn only_child(pid: u32) -> Result<u32> {
+    one_of(
+        children(pid)?
+            .into_iter()
+            .filter(|child| !reads_symbols(*child)),
+        pid,
+    )
+}
+
+/// The child of the leaktrace `pid` that reads symbols.
+///
+/// # Errors
+/// When it has none.
+pub fn symbol_reader(pid: u32) -> Result<u32> {
+    one_of(
+        children(pid)?
+            .into_iter()
+            .filter(|child| reads_symbols(*child)),
+        pid,
+    )
+}
+
+fn one_of(children: impl Iterator<Item = u32>, parent: u32) -> Result<u32> {
+    let children: Vec<u32> = children.collect();
+    match children.as_slice() {
+        [child] => Ok(*child),
+        _ => bail!("process {parent} has children {children:?}"),
+    }
+}
+
+fn reads_symbols(pid: u32) -> bool {
+    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+    command.is_ok_and(|command| command.contains("__read-symbols"))
+}
+
+fn children(pid: u32) -> Result<Vec<u32>> {
     let mut children = Vec::new();
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         // Threads end meanwhile, and with them their directories.
-        let children_file = task?.path().join("children");
-        let text = std::fs::read_to_string(children_file).unwrap_or_default();
+        let text = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
         for child in text.split_whitespace() {
-            let command = std::fs::read_to_string(format!("/proc/{child}/cmdline"));
-            if !command.is_ok_and(|command| command.contains("__read-symbols")) {
-                children.push(child.parse()?);
-            }
+            children.push(child.parse()?);
         }
     }
-    match children.as_slice() {
-        [child] => Ok(*child),
-        _ => bail!("process {pid} has children {children:?}"),
-    }
+    Ok(children)
 }
 
 /// The state of process `pid`, as `ps` shows it: `T` is stopped, `Z` a zombie.

@@ -21,7 +21,7 @@ use leaktrace_tests::{
     report::Report,
     speed,
     suite::{self, Case, Need, case, scaled},
-    terminal::only_child,
+    terminal::{only_child, symbol_reader},
     tracer::{self, Tracer},
 };
 
@@ -684,7 +684,7 @@ fn killed_leaves_no_reader() -> Result<()> {
     fixture.tell("allocate")?;
     let deadline = Instant::now() + Duration::from_secs(20);
     let reader = loop {
-        match only_child(tracer.pid()) {
+        match symbol_reader(tracer.pid()) {
             Ok(child) => break child,
             Err(error) => ensure!(Instant::now() < deadline, "nothing reads symbols: {error}"),
         }
