@@ -1,11 +1,12 @@
 //! What tracing needs of the machine.
 
-use std::fs;
-
 use super::{AS_ROOT, Check};
 use crate::{
     bpf::OLDEST_KERNEL,
-    host::privilege::{Lockdown, Privilege},
+    host::{
+        jit,
+        privilege::{Lockdown, Privilege},
+    },
     model::{FeatureInfo, WhyNot, Without},
 };
 
@@ -27,9 +28,7 @@ impl Facts {
                 .release()
                 .to_string_lossy()
                 .into_owned(),
-            jit: fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")
-                .ok()
-                .map(|text| text.trim() != "0"),
+            jit: jit::is_on(),
         }
     }
 }
@@ -45,7 +44,7 @@ fn judge(facts: &Facts) -> Vec<Check> {
     vec![
         privileges(&facts.privilege),
         kernel(&facts.release),
-        jit(facts.jit),
+        bpf_jit(facts.jit),
         lockdown(facts.privilege.lockdown),
         perf_event_paranoid(&facts.privilege),
         unprivileged_bpf(&facts.privilege),
@@ -86,12 +85,12 @@ fn kernel(release: &str) -> Check {
     }
 }
 
-fn jit(enabled: Option<bool>) -> Check {
+fn bpf_jit(enabled: Option<bool>) -> Check {
     match enabled {
-        Some(false) => Check::warning(
+        Some(false) => Check::failed(
             "BPF JIT",
-            "switched off: BPF programs are interpreted, and tracing costs several times as much",
-            "sudo sysctl net.core.bpf_jit_enable=1",
+            "switched off, and leaktrace's programs can't be interpreted",
+            jit::SWITCH_ON,
         ),
         Some(true) => Check::ok("BPF JIT", "on"),
         None => Check::ok(
@@ -263,6 +262,7 @@ mod tests {
             with(|facts| facts.privilege.lockdown = Some(Lockdown::Confidentiality)),
             ["lockdown"]
         );
+        assert_eq!(with(|facts| facts.jit = Some(false)), ["BPF JIT"]);
         assert_eq!(
             with(|facts| facts.privilege.perf_event_paranoid = None),
             ["perf_event_paranoid"]
@@ -277,27 +277,6 @@ mod tests {
                 "perf_event_paranoid",
                 "unprivileged_bpf_disabled"
             ]
-        );
-    }
-
-    #[test]
-    fn what_only_costs_more_is_a_warning_with_its_command() {
-        let facts = Facts {
-            jit: Some(false),
-            ..good()
-        };
-        let check = judge(&facts)
-            .into_iter()
-            .find(|check| check.name == "BPF JIT")
-            .unwrap();
-        assert_eq!(
-            check,
-            Check::warning(
-                "BPF JIT",
-                "switched off: BPF programs are interpreted, and tracing costs several times as \
-                 much",
-                "sudo sysctl net.core.bpf_jit_enable=1"
-            )
         );
     }
 

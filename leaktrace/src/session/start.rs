@@ -33,6 +33,7 @@ use crate::{
         Attachment, Feature, Features, Limits, LinkKind, Maps, Program, Scope, TableRoom, Tracer,
     },
     exit::Outcome,
+    host::jit,
     host::privilege,
     model::{Edge, EndReason, TraceInfo},
     output::{
@@ -85,6 +86,9 @@ impl Workbench {
         };
         let mut features = Features::from_environment()?;
         features.check_essential()?;
+        if let Some(objection) = jit::objection(jit::is_on()) {
+            bail!("not attached: {objection}");
+        }
         let map_memory = check_memory(&limits, &features)?;
         let ability = KernelAbility {
             nops: if features.has(Feature::LongNopEmulated) {
