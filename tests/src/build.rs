@@ -92,10 +92,27 @@ pub fn is_built(name: &str) -> bool {
 ///
 /// # Errors
 /// When it does not compile.
-pub fn static_fixture(name: &str) -> Result<PathBuf> {
-    let program = directory()?.join(format!("{name}-static"));
-    compile(&fixture_source(name), &program, &["-static".into()])?;
+pub fn static_fixture(name: &str, how: Static) -> Result<PathBuf> {
+    let (suffix, flags): (_, &[_]) = match how {
+        Static::Fixed => ("static", &["-static"]),
+        Static::Pie => ("static-pie", &["-static-pie"]),
+        Static::Stripped => ("static-stripped", &["-static", "-s"]),
+    };
+    let program = directory()?.join(format!("{name}-{suffix}"));
+    let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+    compile(&fixture_source(name), &program, &flags)?;
     Ok(program)
+}
+
+/// How a program without shared libraries is linked.
+#[derive(Clone, Copy, Debug)]
+pub enum Static {
+    /// To run at a fixed address.
+    Fixed,
+    /// To run at any address.
+    Pie,
+    /// At a fixed address, and without symbols.
+    Stripped,
 }
 
 /// Path of the 32-bit build of C fixture `name`.

@@ -2,7 +2,10 @@
 //! run as root need no compiler in root's `PATH`. Fixtures that don't build are
 //! named; the tests that use them say it again.
 
-use leaktrace_tests::{build, userspaces};
+use leaktrace_tests::{
+    build::{self, Static},
+    userspaces,
+};
 
 fn main() {
     for source in build::SOURCES {
@@ -11,7 +14,10 @@ fn main() {
     }
     say("with an old library", userspaces::with_old_library("mixed"));
     say("with musl", userspaces::with_musl("mixed"));
-    say("with static musl", userspaces::with_static_musl("sleeper"));
+    say("with static musl", userspaces::with_static_musl("mixed"));
+    for how in [Static::Fixed, Static::Pie] {
+        say("without a loader", build::static_fixture("mixed", how));
+    }
     say("with endbr64", userspaces::custom_with_landing_pads());
 }
 
