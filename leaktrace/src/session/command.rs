@@ -10,7 +10,7 @@ use super::{
     progress::Progress,
     signals,
     start::{self, Subject, Workbench},
-    unwinding::{self, Preparation, Unwinding},
+    unwinding::{self, Preparation, Stage, Unwinding},
 };
 use crate::{
     bpf::Scope,
@@ -70,7 +70,13 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
         );
     }
     progress.phase("attaching");
-    let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
+    let scope = Scope::Process(child.pid());
+    workbench.watch_loader(&plan, scope)?;
+    let live = workbench.switch_on(&plan, child.pid(), scope, 1, options)?;
+    let code = Arc::default();
+    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), &code, &files)?;
+    // From its first instruction on, stacks are to be complete.
+    unwinding.wait_until(Stage::Prepared);
     drop(progress);
     signals.tracing();
     let mappings = MappingWatch::start(child.pid());
@@ -81,9 +87,9 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let followed = unwinding::Subject {
         process: Arc::new(process.as_executed(&path, &prediction.program)),
         mappings: Arc::new(Mutex::new(mappings)),
-        code: Arc::default(),
+        code,
     };
-    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), followed.clone())?;
+    unwinding.follow(followed.clone());
     let notes = plan.problems.clone();
     let subject = Subject {
         mappings: followed.mappings,

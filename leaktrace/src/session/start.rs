@@ -64,6 +64,8 @@ pub struct Workbench {
     pub calibration: Calibration,
     /// What full maps take, bytes.
     pub map_memory: u64,
+    /// Probes in the target's loader.
+    loader: Option<Attachment>,
 }
 
 impl Workbench {
@@ -117,7 +119,27 @@ impl Workbench {
             tracer,
             calibration,
             map_memory,
+            loader: None,
         })
+    }
+
+    /// Has the target's loader tell of what it loads and unloads from now on: to
+    /// be called before its mappings are read, so that no change is missed.
+    ///
+    /// # Errors
+    /// When the probe can't be set.
+    pub fn watch_loader(&mut self, plan: &Plan, scope: Scope) -> Result<()> {
+        let distance = plan.loader_state_distance;
+        self.tracer
+            .maps()
+            .control()
+            .set_loader_state_distance(distance);
+        let kind = self.calibration.link_kind;
+        let probes = self
+            .tracer
+            .attach(kind, &plan.loader, Program::Loader, scope, 0)?;
+        self.loader = Some(probes);
+        Ok(())
     }
 
     /// Sets the probes and lets events count.
@@ -147,9 +169,9 @@ impl Workbench {
         self.tracer.attach_thread_events()?;
         let kind = self.calibration.link_kind;
         self.tracer.count_unseen_vforks(kind, scope)?;
-        let attachment = self
-            .tracer
-            .attach(kind, &plan.files, self.program, scope, 0)?;
+        let mut attachment = self.loader.take().context("the loader is not watched")?;
+        self.tracer
+            .extend(&mut attachment, &plan.files, self.program, 0)?;
         let started = jiff::Zoned::now();
         let enabled = maps.control().enable(true);
         Ok(Live {

@@ -36,6 +36,9 @@ pub struct CodeFile {
     pub path: Arc<str>,
     /// The image; `None` when it could not be opened.
     pub image: Option<Image>,
+    /// Something else was mapped in its place, and nobody told when: frames in it
+    /// may have been in that.
+    pub is_doubtful: bool,
 }
 
 /// All files met so far. None is ever forgotten: stacks captured while a file was
@@ -111,6 +114,21 @@ impl CodeFiles {
             inode: mapping.inode,
             path: mapping.path.clone(),
         };
+        self.number_of(key, opened)
+    }
+
+    /// The number of a file that nothing may map yet, under the path that mappings
+    /// of it will show.
+    pub fn number_expected(&mut self, file: &Arc<MappedFile>) -> FileNumber {
+        let key = FileKey {
+            device: file.device(),
+            inode: file.inode(),
+            path: file.real_path(),
+        };
+        self.number_of(key, || Some(Image::Mapped(Arc::clone(file))))
+    }
+
+    fn number_of(&mut self, key: FileKey, opened: impl FnOnce() -> Option<Image>) -> FileNumber {
         if let Some(number) = self.numbers.get(&key) {
             // It may be that only now it could be opened.
             if let Some(file) = number.index().and_then(|index| self.files.get_mut(index))
@@ -124,8 +142,9 @@ impl CodeFiles {
             return FileNumber::NONE;
         };
         self.files.push(CodeFile {
-            path: mapping.path.to_string_lossy().into(),
+            path: key.path.to_string_lossy().into(),
             image: opened(),
+            is_doubtful: false,
         });
         self.numbers.insert(key, FileNumber(number));
         FileNumber(number)
@@ -144,6 +163,14 @@ impl CodeFiles {
     #[must_use]
     pub fn get(&self, number: FileNumber) -> Option<&CodeFile> {
         self.files.get(number.index()?)
+    }
+
+    /// Something else was mapped in the place of a file, and nobody told when.
+    pub fn doubt(&mut self, number: FileNumber) {
+        let file = number.index().and_then(|index| self.files.get_mut(index));
+        if let Some(file) = file {
+            file.is_doubtful = true;
+        }
     }
 
     /// All files with their numbers, in order.
@@ -208,6 +235,27 @@ mod tests {
         let vdso = files.number(&mapping("1000-2000 r-xp 0 0:0 0 [vdso]"), &[]);
         assert!(vdso.is_some());
         assert!(files.get(vdso).unwrap().image.is_some());
+    }
+
+    #[test]
+    fn a_file_has_its_number_before_it_is_mapped() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("file"), directory.path().join("link"));
+        std::fs::write(&path, "text").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let file = Arc::new(MappedFile::open_path(&link).unwrap());
+        let mut files = CodeFiles::default();
+        let number = files.number_expected(&file);
+        let Device { major, minor } = file.device();
+        let (inode, path) = (file.inode(), path.canonicalize().unwrap());
+        let line = format!(
+            "1000-2000 r-xp 0 {major:x}:{minor:x} {inode} {}",
+            path.display()
+        );
+        assert_eq!(files.number(&mapping(&line), &[]), number);
+        assert!(!files.get(number).unwrap().is_doubtful);
+        files.doubt(number);
+        assert!(files.get(number).unwrap().is_doubtful);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct MappingWatch {
     source: Source,
     code: CodeMappings,
     files: HashMap<(Device, u64), Arc<MappedFile>>,
+    /// The executable mappings when they were last read.
+    now: Vec<Mapping>,
     /// The process's root directory when it was last seen.
     root: Option<OwnedFd>,
     lost: u64,
@@ -68,6 +70,7 @@ impl MappingWatch {
             source,
             code: CodeMappings::default(),
             files: HashMap::new(),
+            now: Vec::new(),
             root: root.ok(),
             lost: 0,
         }
@@ -112,6 +115,7 @@ impl MappingWatch {
             && !now.is_empty()
         {
             self.code.settle(&now);
+            self.now = now.iter().filter(|one| one.executable).cloned().collect();
             let unopened: Vec<Mapping> = now
                 .into_iter()
                 .filter(|mapping| !self.files.contains_key(&key(mapping)))
@@ -132,6 +136,13 @@ impl MappingWatch {
             }
         }
         (mappings, files)
+    }
+
+    /// As [`Self::current`], but only those that the process has: what it had
+    /// before is over. When it has ended, those that it had last.
+    pub fn mapped_now(&mut self, process: &Process) -> (Vec<Mapping>, Vec<Arc<MappedFile>>) {
+        let (_, files) = self.current(process);
+        (self.now.clone(), files)
     }
 
     /// What a person should know about what is not seen, if anything.

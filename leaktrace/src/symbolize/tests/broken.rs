@@ -11,6 +11,7 @@ fn of_file(file: File, options: Options) -> Symbolizer {
     let file = CodeFile {
         path: "/broken".into(),
         image: Some(Image::Own(Arc::new(file))),
+        is_doubtful: false,
     };
     Symbolizer::new(options, Arc::new(Mutex::new(CodeFiles::of(file))))
 }
