@@ -21,6 +21,7 @@ pub const SOURCES: &[&str] = &[
     "fibres.c",
     "growing.go",
     "leaver.c",
+    "mappings.c",
     "mixed.c",
     "partial.c",
     "rules.c",
@@ -72,6 +73,16 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
         "constructors" => {
             let library = library("constructed")?;
             compile(&source, &program, &with_library(&library))?;
+        }
+        "mappings" => {
+            // What they are needed for is not linked to them.
+            library("swap_one")?;
+            library("swap_two")?;
+            compile(
+                &source,
+                &program,
+                &["-fomit-frame-pointer", "-ldl"].map(String::from),
+            )?;
         }
         "stacks" => {
             let flags = ["-fomit-frame-pointer", "-foptimize-sibling-calls", "-ldl"];
