@@ -49,7 +49,7 @@ pub fn locate<const ASKS: bool>(walker: Walker, address: u64) -> bool {
     {
         set!(walker, mapping, NOWHERE);
         let answer = if ASKS {
-            vma::ask(address)
+            vma::ask(address, &mut mapping)
         } else {
             Answer::Unknown
         };
@@ -63,10 +63,9 @@ pub fn locate<const ASKS: bool>(walker: Walker, address: u64) -> bool {
         }
         // At another time the answer may be another.
         walker.do_not_remember();
-        let Answer::Mapping(found) = answer else {
+        if !matches!(answer, Answer::Found) {
             return false;
-        };
-        mapping = found;
+        }
     }
     set!(walker, mapping, mapping);
     let file = match FILES.get_ptr(mapping.file) {

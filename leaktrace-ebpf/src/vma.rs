@@ -47,10 +47,11 @@ struct Vma {
     inode: u64,
 }
 
-/// What the kernel answers.
+/// What the kernel answers. Without the mapping itself: verifiers before 6.3 mind
+/// when a copy of nothing is made.
 pub enum Answer {
     /// An executable mapping of a file whose number is known.
-    Mapping(Mapping),
+    Found,
     /// No code is there.
     Nothing,
     /// There may be code of which nothing is known.
@@ -65,7 +66,7 @@ const EPERM: i64 = -1;
 
 /// Asks for the mapping at an address of the current process.
 #[inline(always)]
-pub fn ask(address: u64) -> Answer {
+pub fn ask(address: u64, into: &mut Mapping) -> Answer {
     let vma = match find(address) {
         Ok(vma) => vma,
         Err(ENOENT) => return Answer::Nothing,
@@ -78,14 +79,15 @@ pub fn ask(address: u64) -> Answer {
     let Some(number) = FILE_NUMBERS.get_ptr(vma.inode) else {
         return Answer::Unknown;
     };
-    Answer::Mapping(Mapping {
+    *into = Mapping {
         start: vma.start,
         end: vma.end,
         bias: vma.start.wrapping_sub(vma.page_offset << PAGE_SHIFT),
         // SAFETY: a value of the map.
         file: unsafe { *number },
         padding: 0,
-    })
+    };
+    Answer::Found
 }
 
 /// Gives the file that leaktrace, the current process, maps at this address its

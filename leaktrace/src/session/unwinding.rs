@@ -52,6 +52,8 @@ const GLANCE: Duration = Duration::from_millis(20);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long attaching waits for tables after everything else is ready.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The same with a command that has not begun, so that nothing is missed.
+const PATIENCE_BEFORE_START: Duration = Duration::from_secs(5);
 /// Room for rows and pages of files that are mapped later: those of some twenty
 /// libraries as large as libc, and 256 MiB of text.
 const RESERVE: TableRoom = TableRoom {
@@ -256,7 +258,11 @@ impl Unwinding {
 
     /// Waits until this is done, or for as long as it is worth.
     pub fn wait_until(&self, stage: Stage) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now()
+            + match stage {
+                Stage::Prepared => PATIENCE_BEFORE_START,
+                Stage::Followed => PATIENCE,
+            };
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.stages.recv_timeout(left) {

@@ -4,7 +4,8 @@
 use std::{
     collections::HashMap,
     fs::File,
-    path::PathBuf,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -138,16 +139,37 @@ impl CodeFiles {
             }
             return *number;
         }
+        let image = opened();
+        if let Some(number) = self.same(&key.path, image.as_ref()) {
+            self.numbers.insert(key, number);
+            return number;
+        }
         let Ok(number) = u16::try_from(self.files.len() + 1) else {
             return FileNumber::NONE;
         };
         self.files.push(CodeFile {
             path: key.path.to_string_lossy().into(),
-            image: opened(),
+            image,
             is_doubtful: false,
         });
         self.numbers.insert(key, FileNumber(number));
         FileNumber(number)
+    }
+
+    /// A file that is known by what `stat` says of it: on btrfs and overlayfs a
+    /// mapping shows something else, and the file may be known from before it was
+    /// mapped.
+    fn same(&self, path: &Path, image: Option<&Image>) -> Option<FileNumber> {
+        let identity = |image: &Image| {
+            let metadata = image.file().metadata().ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        let wanted = identity(image?)?;
+        let mut files = self.iter();
+        let found = files.find(|(_, file)| {
+            Path::new(&*file.path) == path && file.image.as_ref().and_then(identity) == Some(wanted)
+        });
+        found.map(|(number, _)| number)
     }
 
     /// One file, without a mapping.
