@@ -370,7 +370,10 @@ impl Publisher {
     fn follow(&mut self, subject: &Subject) -> bool {
         // Before they are read: what is unloaded meanwhile makes them outdated.
         let unloads = self.maps.control().unloads();
-        let (mappings, files) = lock(&subject.mappings).mapped_now(&subject.process);
+        let now = lock(&subject.mappings).mapped_now(&subject.process);
+        let Some((mappings, files)) = now else {
+            return false;
+        };
         let mappings = self.numbered(&mappings, &files);
         if unloads == self.unloads {
             self.doubt_replaced(&mappings);
