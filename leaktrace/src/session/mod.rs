@@ -64,6 +64,8 @@ pub struct TraceOptions {
     pub unwind: UnwindMode,
     /// Keep unwind tables on disk.
     pub table_cache: bool,
+    /// Show inlined functions.
+    pub inlined: bool,
     /// When tracing costs too much.
     pub brake: Brake,
     /// Say what it would cost, and end.
@@ -107,6 +109,7 @@ impl TraceOptions {
                 UnwindMode::FramePointers => Some("fp".to_owned()),
             },
         );
+        say("no-inlines", (!self.inlined).then(String::new));
         say(
             "max-overhead",
             Some(match self.brake {

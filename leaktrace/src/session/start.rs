@@ -209,7 +209,7 @@ pub fn observe(
     } = subject;
     let trampoline_found = find_trampoline(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
-    let mut symbolizer = symbolizer(&process, Arc::clone(&code));
+    let mut symbolizer = symbolizer(&process, Arc::clone(&code), options);
     let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
@@ -369,9 +369,17 @@ fn check_memory(limits: &Limits, features: &Features) -> Result<u64> {
 }
 
 /// Separate debug files are looked for in the target's root as well.
-fn symbolizer(process: &Process, code: Arc<Mutex<CodeFiles>>) -> Symbolizer {
-    let mut options = symbolize::Options::new(allocator::is_allocation_wrapper);
-    options.target_root = Some(format!("/proc/{}/root", process.pid()).into());
+fn symbolizer(
+    process: &Process,
+    code: Arc<Mutex<CodeFiles>>,
+    options: &TraceOptions,
+) -> Symbolizer {
+    let target_root = Some(format!("/proc/{}/root", process.pid()).into());
+    let options = symbolize::Options {
+        target_root,
+        inlined: options.inlined,
+        ..symbolize::Options::new(allocator::is_allocation_wrapper)
+    };
     Symbolizer::new(options, code)
 }
 

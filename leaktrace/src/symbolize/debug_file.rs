@@ -15,7 +15,7 @@ use std::{
 use memmap2::Mmap;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 
-use super::elf_image::{DebugSize, ElfImage};
+use super::elf_image::{DebugSize, ElfImage, SharedDebug};
 use crate::file_map;
 
 /// Where to look.
@@ -103,13 +103,16 @@ impl SearchPath {
             })
     }
 
-    /// The file that a debug file shares with others.
+    /// The file that others share, by build id, or at its path.
     #[must_use]
-    pub fn find_shared(&self, build_id: &[u8]) -> Option<DebugFile> {
-        self.by_build_id(build_id)
-            .into_iter()
+    pub fn find_shared(&self, shared: &SharedDebug, holder: &File) -> Option<DebugFile> {
+        let by_build_id = self.by_build_id(&shared.build_id).into_iter();
+        let beside = std::fs::read_link(descriptor_path(holder)).ok();
+        let by_path = beside.and_then(|holder| Some(holder.parent()?.join(&shared.path)));
+        by_build_id
+            .chain(by_path)
             .flat_map(|candidate| self.open(candidate))
-            .find(|found| found.image.build_id.as_deref() == Some(build_id))
+            .find(|found| found.image.build_id.as_ref() == Some(&shared.build_id))
     }
 
     /// The package that is beside a program, if that is still at its path.

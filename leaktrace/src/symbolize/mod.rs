@@ -10,10 +10,12 @@
 
 mod address_space;
 mod debug_file;
+mod debug_info;
 mod demangle;
 mod elf_image;
 mod file_symbols;
 mod limits;
+mod mini_debug_info;
 mod protocol;
 mod reader;
 mod symbol_table;
@@ -60,6 +62,8 @@ pub struct Options {
     pub target_root: Option<PathBuf>,
     /// Directories of separate debug files, in both roots.
     pub debug_directories: Vec<PathBuf>,
+    /// Whether inlined functions get frames of their own.
+    pub inlined: bool,
     /// Whether a function of this (demangled) name allocates on behalf of its
     /// caller, like `operator new`.
     pub is_allocation_wrapper: fn(&str) -> bool,
@@ -74,6 +78,7 @@ impl Options {
         Self {
             target_root: None,
             debug_directories: vec!["/usr/lib/debug".into(), "/lib/debug".into()],
+            inlined: true,
             is_allocation_wrapper,
             limits: Limits::default(),
         }
@@ -283,6 +288,7 @@ impl Symbolizer {
         if self.worker.is_none() {
             let setup = Setup {
                 debug_directories: self.options.debug_directories.clone(),
+                inlined: self.options.inlined,
                 limits: self.options.limits,
             };
             match Worker::start(&setup, self.root.as_ref().map(OwnedFd::as_fd)) {

@@ -32,6 +32,8 @@ const LONGEST: usize = 64 << 20;
 pub struct Setup {
     /// Directories of separate debug files.
     pub debug_directories: Vec<PathBuf>,
+    /// Whether inlined functions are told.
+    pub inlined: bool,
     /// What symbols may cost.
     pub limits: Limits,
 }

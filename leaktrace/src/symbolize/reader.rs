@@ -21,7 +21,8 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
 use super::{
     debug_file::SearchPath,
-    file_symbols::{FileSymbols, new_reader},
+    debug_info::new_reader,
+    file_symbols::FileSymbols,
     limits::{Limits, MemoryWatch, give_back_freed_memory},
     protocol::{Answer, Channel, Request, Setup},
 };
@@ -87,8 +88,8 @@ fn give_way() {
 }
 
 fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Result<()> {
-    let search = SearchPath::new(root, setup.debug_directories)?;
-    let mut engine = Engine::new(search, setup.limits);
+    let search = SearchPath::new(root, setup.debug_directories.clone())?;
+    let mut engine = Engine::new(search, &setup);
     loop {
         if channel.is_silent_for(IDLE)? {
             engine.rest();
@@ -106,6 +107,7 @@ fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Resu
 struct Engine {
     search: SearchPath,
     limits: Limits,
+    inlined: bool,
     directories: Vec<PathBuf>,
     files: HashMap<u16, FileSymbols>,
     /// Files whose debug information took too much memory.
@@ -115,12 +117,13 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(search: SearchPath, limits: Limits) -> Self {
+    fn new(search: SearchPath, setup: &Setup) -> Self {
         let directories = search.debug_directories();
         Self {
             reader: new_reader(&directories),
             search,
-            limits,
+            limits: setup.limits,
+            inlined: setup.inlined,
             directories,
             files: HashMap::new(),
             too_large: HashSet::new(),
@@ -145,13 +148,13 @@ impl Engine {
         for chunk in request.offsets.chunks(CHUNK) {
             let answer = Answer::Resolved {
                 build_id: symbols.build_id(),
-                places: symbols.resolve(&self.reader, chunk),
+                places: symbols.resolve(&self.reader, chunk, self.inlined),
             };
             channel.send(&answer, None)?;
             if self.memory.growth() >= self.limits.growth {
                 self.forget();
                 restarts += 1;
-                if restarts > self.limits.restarts && symbols.debug_source().is_some() {
+                if restarts > self.limits.restarts && symbols.has_debug_information() {
                     symbols.give_up_debug_information();
                     self.too_large.insert(request.file);
                     notes.push(format!(

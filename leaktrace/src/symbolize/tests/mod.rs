@@ -2,6 +2,7 @@
 //! addresses are resolved.
 
 mod broken;
+mod separate;
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -232,6 +233,16 @@ fn inlined_functions_and_lines_are_resolved_after_the_program_ended_and_was_dele
     assert_eq!(frames[0].kind, FrameKind::Allocator);
     assert_eq!(frames[0].symbol_offset, 0);
     assert!(symbolizer.notes().is_empty(), "{:?}", symbolizer.notes());
+
+    let mut compiled = target.symbolizer(Options {
+        inlined: false,
+        ..plain()
+    });
+    let frames = compiled.resolve_addresses(&[malloc, target.address("in_innermost")]);
+    assert_eq!(frames.len(), 2);
+    assert_eq!(name(&frames[1]), "outer_function");
+    assert_eq!(frames[1].line, line_of(PROGRAM, "line of outer"));
+    assert!(!frames[1].inlined);
 }
 
 #[test]
