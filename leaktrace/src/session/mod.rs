@@ -66,6 +66,8 @@ pub struct TraceOptions {
     pub table_cache: bool,
     /// Show inlined functions.
     pub inlined: bool,
+    /// Fetch debug information that is nowhere on this machine.
+    pub debuginfod: bool,
     /// When tracing costs too much.
     pub brake: Brake,
     /// Say what it would cost, and end.
@@ -109,6 +111,7 @@ impl TraceOptions {
                 UnwindMode::FramePointers => Some("fp".to_owned()),
             },
         );
+        say("debuginfod", self.debuginfod.then(String::new));
         say("no-inlines", (!self.inlined).then(String::new));
         say(
             "max-overhead",

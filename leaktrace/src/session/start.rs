@@ -216,6 +216,7 @@ pub fn observe(
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
+    lines.extend(symbolizer.notes());
     lines.push(messages::map_memory(
         workbench.map_memory,
         options.limits.max_blocks,
@@ -375,8 +376,10 @@ fn symbolizer(
     options: &TraceOptions,
 ) -> Symbolizer {
     let target_root = Some(format!("/proc/{}/root", process.pid()).into());
+    let servers = || std::env::var(symbolize::SERVERS).unwrap_or_default();
     let options = symbolize::Options {
         target_root,
+        servers: options.debuginfod.then(servers),
         inlined: options.inlined,
         ..symbolize::Options::new(allocator::is_allocation_wrapper)
     };

@@ -27,6 +27,8 @@ pub struct SearchPath {
     roots: Vec<OwnedFd>,
     /// Directories of debug files, absolute paths within each root.
     directories: Vec<PathBuf>,
+    /// One more, with what was fetched.
+    fetched: Option<OwnedFd>,
 }
 
 /// A separate debug file.
@@ -54,18 +56,20 @@ const PACKAGE: &str = ".dwp";
 
 impl SearchPath {
     /// Looks in these directories under a root of the target's, if it is known,
-    /// then under leaktrace's own.
+    /// then under leaktrace's own, and last among what was fetched.
     ///
     /// # Errors
     /// When leaktrace's own root can't be opened.
     pub fn new(
         target_root: Option<OwnedFd>,
         directories: Vec<PathBuf>,
+        fetched: Option<OwnedFd>,
     ) -> rustix::io::Result<Self> {
         let own = open_directory(c"/")?;
         Ok(Self {
             roots: target_root.into_iter().chain([own]).collect(),
             directories,
+            fetched,
         })
     }
 
@@ -78,7 +82,8 @@ impl SearchPath {
                 .iter()
                 .map(move |directory| root.join(relative(directory)))
         };
-        self.roots.iter().flat_map(below).collect()
+        let fetched = self.fetched.iter().map(descriptor_path);
+        self.roots.iter().flat_map(below).chain(fetched).collect()
     }
 
     /// The debug file of an image that is at `path` in the target. Only one with
@@ -88,14 +93,14 @@ impl SearchPath {
         let by_build_id = image
             .build_id
             .iter()
-            .flat_map(|build_id| self.by_build_id(build_id));
+            .flat_map(|build_id| self.open_by_build_id(build_id));
         let by_link = image
             .debug_link
             .iter()
-            .flat_map(|(name, _)| self.by_link(name, path));
+            .flat_map(|(name, _)| self.by_link(name, path))
+            .flat_map(|candidate| self.open(candidate));
         by_build_id
             .chain(by_link)
-            .flat_map(|candidate| self.open(candidate))
             .find(|found| match (&image.build_id, &image.debug_link) {
                 (Some(build_id), _) => found.image.build_id.as_ref() == Some(build_id),
                 (None, Some((_, crc))) => crc32fast::hash(&found.bytes) == *crc,
@@ -106,12 +111,11 @@ impl SearchPath {
     /// The file that others share, by build id, or at its path.
     #[must_use]
     pub fn find_shared(&self, shared: &SharedDebug, holder: &File) -> Option<DebugFile> {
-        let by_build_id = self.by_build_id(&shared.build_id).into_iter();
+        let by_build_id = self.open_by_build_id(&shared.build_id);
         let beside = std::fs::read_link(descriptor_path(holder)).ok();
         let by_path = beside.and_then(|holder| Some(holder.parent()?.join(&shared.path)));
         by_build_id
-            .chain(by_path)
-            .flat_map(|candidate| self.open(candidate))
+            .chain(by_path.into_iter().flat_map(|path| self.open(path)))
             .find(|found| found.image.build_id.as_ref() == Some(&shared.build_id))
     }
 
@@ -143,15 +147,16 @@ impl SearchPath {
             .filter_map(move |root| open_elf(root, &path))
     }
 
-    fn by_build_id(&self, build_id: &[u8]) -> Vec<PathBuf> {
-        let [first, rest @ ..] = build_id else {
-            return Vec::new();
-        };
-        let name = format!(".build-id/{first:02x}/{}.debug", hexadecimal(rest));
-        self.directories
-            .iter()
-            .map(|directory| directory.join(&name))
-            .collect()
+    /// What is there under a build id in every directory.
+    fn open_by_build_id(&self, build_id: &[u8]) -> impl Iterator<Item = DebugFile> {
+        let name = build_id_path(&hexadecimal(build_id));
+        let installed = name.clone().into_iter().flat_map(|name| {
+            let paths = self.directories.iter().map(move |it| it.join(&name));
+            paths.flat_map(|path| self.open(path))
+        });
+        let fetched = self.fetched.iter().zip(name);
+        let fetched = fetched.filter_map(|(directory, name)| open_elf(directory, name.as_ref()));
+        installed.chain(fetched)
     }
 
     fn by_link(&self, name: &[u8], path: &Path) -> Vec<PathBuf> {
@@ -170,6 +175,13 @@ impl SearchPath {
             .map(|debug| debug.join(relative(directory)).join(plain));
         beside.into_iter().chain(elsewhere).collect()
     }
+}
+
+/// Where a debug file is in a directory of them, by the hexadecimal build id.
+#[must_use]
+pub fn build_id_path(build_id: &str) -> Option<String> {
+    let (first, rest) = build_id.split_at_checked(2)?;
+    (!rest.is_empty()).then(|| format!(".build-id/{first}/{rest}.debug"))
 }
 
 /// Bytes as lower-case hexadecimal digits.

@@ -29,6 +29,8 @@ pub struct FileSymbols {
     tables: Vec<SymbolTable>,
     /// Its debug information; `None` when there is none, or it is not used.
     debug_info: Option<DebugInfo>,
+    /// Build ids of debug files that were not found.
+    missing: Vec<String>,
     /// Keep `debug_info`'s path valid.
     _open: Vec<OwnedFd>,
 }
@@ -49,6 +51,7 @@ impl FileSymbols {
             image: ElfImage::default(),
             tables: Vec::new(),
             debug_info: None,
+            missing: Vec::new(),
             _open: Vec::new(),
         };
         let bytes = match file_map::map(&file) {
@@ -85,6 +88,7 @@ impl FileSymbols {
                 source.use_package(&package);
                 symbols._open.push(package.directory);
             }
+            symbols.missing = source.missing();
             symbols.debug_info = source.open(path, limits, notes);
         }
         if let Some(found) = separate {
@@ -110,6 +114,12 @@ impl FileSymbols {
     /// The build id, hexadecimal.
     pub fn build_id(&self) -> Option<String> {
         self.image.build_id.as_deref().map(hexadecimal)
+    }
+
+    /// Build ids, hexadecimal, of debug files that it has not and that were not
+    /// found.
+    pub fn missing(&self) -> &[String] {
+        &self.missing
     }
 
     /// Whether debug information is used.
@@ -205,6 +215,7 @@ impl FileSymbols {
 /// Where a file's debug information is.
 struct DebugSource<'a> {
     holder: &'a File,
+    build_id: Option<&'a [u8]>,
     path: PathBuf,
     size: DebugSize,
     is_split: bool,
@@ -219,11 +230,22 @@ impl<'a> DebugSource<'a> {
         let more = shared.as_ref().and_then(|(_, found)| found.as_ref());
         Self {
             holder,
+            build_id: image.build_id.as_deref(),
             path: descriptor_path(holder),
             size: more.map_or(image.debug, |more| image.debug.with(&more.image.debug)),
             is_split: image.is_split,
             shared,
         }
+    }
+
+    /// Build ids of files that would help.
+    fn missing(&self) -> Vec<String> {
+        let own = self.build_id.filter(|_| self.size.info_and_line == 0);
+        let shared = match &self.shared {
+            Some((shared, None)) => Some(&*shared.build_id),
+            _ => None,
+        };
+        own.into_iter().chain(shared).map(hexadecimal).collect()
     }
 
     fn use_package(&mut self, package: &Package) {

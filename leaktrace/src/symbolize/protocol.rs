@@ -27,7 +27,9 @@ use super::limits::Limits;
 /// Longest message, bytes. The reader may have lost its mind.
 const LONGEST: usize = 64 << 20;
 
-/// The first message, with the target's root directory if it has one.
+/// The first message, with the target's root directory if it has one. The second
+/// has nothing in it, and a directory of debug files that were fetched, if there
+/// is one.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Setup {
     /// Directories of separate debug files.
@@ -45,6 +47,9 @@ pub struct Request {
     pub file: u16,
     /// Its path in the target.
     pub path: String,
+    /// Whether what was read of files is to be forgotten before, since there are
+    /// new debug files.
+    pub anew: bool,
     /// Whether to use debug information; without, only symbol tables.
     pub debug: bool,
     /// The offsets in it.
@@ -61,6 +66,9 @@ pub enum Answer {
         /// Each offset with what is there.
         places: Vec<(u64, Found)>,
     },
+    /// Build ids, hexadecimal, of debug files that the file has not and that
+    /// were not found.
+    Missing(Vec<String>),
     /// A sentence for the report.
     Note(String),
     /// The request is done.

@@ -50,6 +50,7 @@ pub fn run() -> io::Result<()> {
     let line = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut channel = Channel::new(line);
     let (setup, root): (Setup, _) = channel.receive()?;
+    let ((), fetched) = channel.receive()?;
     let memory = Some(setup.limits.memory);
     let limit = Rlimit {
         current: memory,
@@ -59,7 +60,7 @@ pub fn run() -> io::Result<()> {
     rustix::process::setrlimit(Resource::Data, limit)?;
     let reader = thread::Builder::new()
         .stack_size(STACK_SIZE)
-        .spawn(move || serve(&mut channel, setup, root))?;
+        .spawn(move || serve(&mut channel, &setup, root, fetched))?;
     reader
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("panicked")))
@@ -87,9 +88,14 @@ fn give_way() {
     let _ = rustix::thread::set_name(NAME);
 }
 
-fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Result<()> {
-    let search = SearchPath::new(root, setup.debug_directories.clone())?;
-    let mut engine = Engine::new(search, &setup);
+fn serve(
+    channel: &mut Channel,
+    setup: &Setup,
+    root: Option<OwnedFd>,
+    fetched: Option<OwnedFd>,
+) -> io::Result<()> {
+    let search = SearchPath::new(root, setup.debug_directories.clone(), fetched)?;
+    let mut engine = Engine::new(search, setup);
     loop {
         if channel.is_silent_for(IDLE)? {
             engine.rest();
@@ -134,6 +140,10 @@ impl Engine {
     fn handle(&mut self, request: &Request, file: File, channel: &mut Channel) -> io::Result<()> {
         let missing_before = file_map::cut_short();
         let mut notes = Vec::new();
+        if request.anew {
+            self.forget();
+        }
+        let is_new = !self.files.contains_key(&request.file);
         let mut symbols = self.files.remove(&request.file).unwrap_or_else(|| {
             FileSymbols::open(
                 &request.path,
@@ -164,6 +174,9 @@ impl Engine {
                     ));
                 }
             }
+        }
+        if is_new && !symbols.missing().is_empty() {
+            channel.send(&Answer::Missing(symbols.missing().to_vec()), None)?;
         }
         self.files.insert(request.file, symbols);
         if file_map::cut_short() > missing_before {

@@ -43,11 +43,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the process, which looks for debug files under `root`, too.
+    /// Starts the process, which looks for debug files under `root` and in
+    /// `fetched`, too.
     ///
     /// # Errors
     /// When it can't be started.
-    pub fn start(setup: &Setup, root: Option<BorrowedFd>) -> io::Result<Self> {
+    pub fn start(
+        setup: &Setup,
+        root: Option<BorrowedFd>,
+        fetched: Option<BorrowedFd>,
+    ) -> io::Result<Self> {
         let (own, its) = UnixStream::pair()?;
         let process = program()
             .stdin(OwnedFd::from(its))
@@ -68,6 +73,7 @@ impl Worker {
         let deadline = Instant::now() + setup.limits.patience;
         worker.channel.set_deadline(Some(deadline));
         worker.channel.send(setup, root)?;
+        worker.channel.send(&(), fetched)?;
         Ok(worker)
     }
 

@@ -2,6 +2,7 @@
 //! addresses are resolved.
 
 mod broken;
+mod fetched;
 mod separate;
 
 use std::{
@@ -436,7 +437,7 @@ fn compressed_debug_information_is_read() {
     let mut symbolizer = target.symbolizer(Options { limits, ..plain() });
     let frames = symbolizer.resolve_addresses(&stack);
     assert_eq!((name(&frames[1]), frames[1].line), ("outer_function", None));
-    let [note] = symbolizer.notes() else {
+    let [note] = &symbolizer.notes()[..] else {
         panic!("{:?}", symbolizer.notes())
     };
     assert!(note.contains("compressed debug information"), "{note}");
@@ -509,7 +510,7 @@ fn debug_information_that_grows_too_much_is_given_up_with_a_note() {
         "looked up before memory was looked at"
     );
     assert_eq!(mains[63].line, None);
-    let [note] = symbolizer.notes() else {
+    let [note] = &symbolizer.notes()[..] else {
         panic!("{:?}", symbolizer.notes())
     };
     assert!(note.contains("too much memory"), "{note}");
