@@ -31,8 +31,13 @@ pub struct SearchPath {
     fetched: Option<OwnedFd>,
 }
 
+/// Where distributions put debug files.
+pub const DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
+
 /// A separate debug file.
 pub struct DebugFile {
+    /// Where it was found, in one of the roots.
+    pub path: PathBuf,
     /// Kept open: its descriptor is how blazesym gets at it.
     pub file: File,
     /// All of it.
@@ -228,5 +233,10 @@ fn open_elf(root: &OwnedFd, path: &Path) -> Option<DebugFile> {
     }
     let bytes = file_map::map(&file).ok()?;
     let image = ElfImage::parse(&bytes).ok()?;
-    Some(DebugFile { file, bytes, image })
+    Some(DebugFile {
+        path: path.to_owned(),
+        file,
+        bytes,
+        image,
+    })
 }

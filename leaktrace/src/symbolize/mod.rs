@@ -9,14 +9,14 @@
 //! the file: symbol tables only, then nothing, which the report says.
 
 mod address_space;
-mod debug_file;
+pub(crate) mod debug_file;
 mod debug_info;
 mod debuginfod;
 mod demangle;
-mod elf_image;
+pub(crate) mod elf_image;
 mod file_symbols;
 mod limits;
-mod mini_debug_info;
+pub(crate) mod mini_debug_info;
 mod protocol;
 mod reader;
 mod symbol_table;
@@ -84,7 +84,7 @@ impl Options {
     pub fn new(is_allocation_wrapper: fn(&str) -> bool) -> Self {
         Self {
             target_root: None,
-            debug_directories: vec!["/usr/lib/debug".into(), "/lib/debug".into()],
+            debug_directories: debug_file::DIRECTORIES.map(PathBuf::from).to_vec(),
             servers: None,
             inlined: true,
             is_allocation_wrapper,

@@ -190,7 +190,8 @@ fn servers_that_fail_are_named_and_hold_up_nothing() {
         size: 1 << 20,
         ..Bounds::default()
     };
-    let cases: [(Box<dyn Fn() -> Reply + Send + Sync>, &str); 6] = [
+    type Serve = Box<dyn Fn() -> Reply + Send + Sync>;
+    let cases: [(Serve, &str); 6] = [
         (
             Box::new(move || Reply::File(garbage.clone())),
             "no ELF file",
