@@ -71,7 +71,7 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// Compilers and libraries for fixtures. Without one, its fixtures' tests say that they did
+/// Compilers, libraries and tools for fixtures. Without one, its fixtures' tests say that they did
 /// not run, so a failure here is only said.
 pub fn install_compilers() {
     let purpose = "the tests' fixtures";
@@ -85,6 +85,9 @@ pub fn install_compilers() {
         ("golang-go", process::exists("go")),
         ("gcc-multilib", has_32_bit()),
         ("musl-tools", process::exists("musl-gcc")),
+        ("dwz", process::exists("dwz")),
+        ("elfutils", process::exists("eu-strip")),
+        ("xz-utils", process::exists("xz")),
     ];
     for (package, is_there) in wanted {
         if !is_there && let Err(error) = packages::install(&[package], purpose) {

@@ -33,7 +33,7 @@ use crate::{
 
 /// How long the last report waits for debug information that is being fetched.
 /// The probes are gone by then.
-const FETCH_PATIENCE: Duration = Duration::from_secs(30);
+const FETCH_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What reports have in common.
 pub struct Common {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use memmap2::Mmap;
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
 use super::elf_image::{DebugSize, ElfImage, SharedDebug};
 use crate::file_map;
@@ -226,11 +226,13 @@ fn open_within(root: &OwnedFd, path: &Path, flags: OFlags) -> Option<OwnedFd> {
 }
 
 fn open_elf(root: &OwnedFd, path: &Path) -> Option<DebugFile> {
-    // Not blocking: somebody may have put a pipe there.
-    let file = File::from(open_within(root, path, OFlags::RDONLY | OFlags::NONBLOCK)?);
-    if !file.metadata().ok()?.is_file() {
+    // Paths are others' choice: to open a pipe or a device does something.
+    let place = open_within(root, path, OFlags::PATH)?;
+    let found = rustix::fs::fstat(&place).ok()?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
         return None;
     }
+    let file = File::open(descriptor_path(&place)).ok()?;
     let bytes = file_map::map(&file).ok()?;
     let image = ElfImage::parse(&bytes).ok()?;
     Some(DebugFile {

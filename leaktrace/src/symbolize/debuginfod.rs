@@ -80,9 +80,18 @@ pub struct Fetcher {
 #[derive(Debug)]
 struct Result {
     build_id: String,
-    is_there: bool,
+    outcome: Outcome,
     /// A sentence for each server that failed.
     failures: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    IsThere,
+    /// Every server said that it has none.
+    Nowhere,
+    /// Some server could not be asked.
+    Unknown,
 }
 
 /// What came since the last look.
@@ -91,7 +100,7 @@ pub struct Arrived {
     /// Files whose debug information is there now.
     pub files: HashSet<FileNumber>,
     /// Files of which no server has any.
-    pub unknown: HashSet<FileNumber>,
+    pub nowhere: HashSet<FileNumber>,
     /// A sentence for each server that failed.
     pub failures: Vec<String>,
 }
@@ -193,10 +202,10 @@ impl Fetcher {
     fn take(&mut self, result: Result, arrived: &mut Arrived) {
         self.pending = self.pending.saturating_sub(1);
         let askers = self.wanted.get(&result.build_id).into_iter().flatten();
-        if result.is_there {
-            arrived.files.extend(askers);
-        } else if result.failures.is_empty() {
-            arrived.unknown.extend(askers);
+        match result.outcome {
+            Outcome::IsThere => arrived.files.extend(askers),
+            Outcome::Nowhere => arrived.nowhere.extend(askers),
+            Outcome::Unknown => {}
         }
         arrived.failures.extend(result.failures);
     }
@@ -207,6 +216,7 @@ struct Client {
     agent: Agent,
     /// Those that have not failed.
     servers: Vec<String>,
+    has_failed_ones: bool,
     store: Arc<OwnedFd>,
     bounds: Bounds,
 }
@@ -233,6 +243,7 @@ impl Client {
         Self {
             agent,
             servers,
+            has_failed_ones: false,
             store,
             bounds,
         }
@@ -254,7 +265,11 @@ impl Client {
         }
         Result {
             build_id,
-            is_there: found.is_some(),
+            outcome: match found {
+                Some(_) => Outcome::IsThere,
+                None if self.has_failed_ones => Outcome::Unknown,
+                None => Outcome::Nowhere,
+            },
             failures,
         }
     }
@@ -279,6 +294,7 @@ impl Client {
                          again."
                     ));
                     self.servers.remove(at);
+                    self.has_failed_ones = true;
                 }
             }
         }

@@ -106,7 +106,7 @@ pub struct Symbolizer {
     root: Option<OwnedFd>,
     fetcher: Option<Fetcher>,
     /// Files of which no server has debug information.
-    unknown: BTreeSet<Arc<str>>,
+    nowhere: BTreeSet<Arc<str>>,
     /// There are debug files that the reader does not know.
     has_new_files: bool,
 }
@@ -169,7 +169,7 @@ impl Symbolizer {
             notes,
             root,
             fetcher,
-            unknown: BTreeSet::new(),
+            nowhere: BTreeSet::new(),
             has_new_files: false,
         }
     }
@@ -194,9 +194,9 @@ impl Symbolizer {
                 known.resolved.clear();
             }
         }
-        for number in arrived.unknown {
+        for number in arrived.nowhere {
             let path = self.file(number).map(|file| file.path);
-            self.unknown.extend(path);
+            self.nowhere.extend(path);
         }
         for failure in arrived.failures {
             add_note(&mut self.notes, failure);
@@ -274,8 +274,8 @@ impl Symbolizer {
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut notes = self.notes.clone();
-        if !self.unknown.is_empty() {
-            let files: Vec<&str> = self.unknown.iter().map(|path| &**path).collect();
+        if !self.nowhere.is_empty() {
+            let files: Vec<&str> = self.nowhere.iter().map(|path| &**path).collect();
             notes.push(format!(
                 "No server in {SERVERS} has debug information for {}.",
                 files.join(", ")

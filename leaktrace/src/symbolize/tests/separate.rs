@@ -202,6 +202,38 @@ fn debug_information_that_files_share_is_read_and_its_lack_told() {
 }
 
 #[test]
+fn only_regular_files_are_opened_as_debug_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("plain"), b"x").unwrap();
+    let pipe = path("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+    let search = debug_file::SearchPath::new(None, Vec::new(), None).unwrap();
+    let holder = std::fs::File::open(path("plain")).unwrap();
+    let shared = |path: PathBuf| elf_image::SharedDebug {
+        path,
+        build_id: vec![1; 20],
+    };
+    // A writer that waits for a reader would get through if it was opened.
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+    let (stop, stopped) = std::sync::mpsc::channel::<()>();
+    let watched = pipe.clone();
+    let writer = std::thread::spawn(move || {
+        while stopped.try_recv().is_err() {
+            if rustix::fs::open(&watched, flags, rustix::fs::Mode::empty()).is_ok() {
+                return true;
+            }
+        }
+        false
+    });
+    for _ in 0..1000 {
+        assert!(search.find_shared(&shared(pipe.clone()), &holder).is_none());
+    }
+    stop.send(()).unwrap();
+    assert!(!writer.join().unwrap(), "the pipe was opened");
+}
+
+#[test]
 fn what_eu_strip_splits_is_put_together_again() {
     const TEST: &str = "what_eu_strip_splits…";
     let Some(workshop) = Workshop::open(TEST) else {
