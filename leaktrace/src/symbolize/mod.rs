@@ -54,8 +54,7 @@ use self::{
 
 pub use debuginfod::VARIABLE as SERVERS;
 pub use limits::Limits;
-pub use reader::run as run_reader;
-pub use worker::SUBCOMMAND as READER;
+pub use reader::{SERVICE as READER, run as run_reader};
 
 /// How to symbolize.
 #[derive(Clone, Debug)]
@@ -351,6 +350,7 @@ impl Symbolizer {
         self.worker.take_if(Worker::has_ended);
         if self.worker.is_none() {
             let setup = Setup {
+                has_root: self.root.is_some(),
                 debug_directories: self.options.debug_directories.clone(),
                 inlined: self.options.inlined,
                 limits: self.options.limits,

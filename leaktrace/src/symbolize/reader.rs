@@ -7,29 +7,34 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::OwnedFd,
     path::PathBuf,
     thread,
     time::Duration,
 };
 
 use blazesym::symbolize;
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::process::{Resource, Rlimit, Signal};
 
 use super::{
     debug_file::SearchPath,
     debug_info::new_reader,
     file_symbols::FileSymbols,
     limits::{Limits, MemoryWatch, give_back_freed_memory},
-    protocol::{Answer, Channel, Request, Setup},
+    protocol::{Answer, Request, Setup},
 };
-use crate::file_map;
+use crate::{
+    companion::{Channel, Service},
+    file_map,
+};
 
-/// Name of the process.
-const NAME: &std::ffi::CStr = c"leaktrace-read";
+/// The companion that this is.
+pub const SERVICE: Service = Service {
+    subcommand: "__read-symbols",
+    name: c"leaktrace-read",
+    #[cfg(test)]
+    as_a_test: "symbolize::reader::tests::serves_another_test",
+};
 
 /// Debug information nests as deeply as its author likes, and is read
 /// recursively. Compilers write a few dozen levels, which take some KiB.
@@ -46,11 +51,15 @@ const IDLE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When stdin is no such line, or breaks.
 pub fn run() -> io::Result<()> {
-    give_way();
-    let line = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut channel = Channel::new(line);
-    let (setup, root): (Setup, _) = channel.receive()?;
-    let ((), fetched) = channel.receive()?;
+    SERVICE.begin();
+    file_map::install();
+    // Should it not listen any more. If this fails, it ends a little later.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let mut channel = Channel::of_stdin()?;
+    let (setup, directories): (Setup, _) = channel.receive()?;
+    let mut directories = directories.into_iter();
+    let root = setup.has_root.then(|| directories.next()).flatten();
+    let fetched = directories.next();
     let memory = Some(setup.limits.memory);
     let limit = Rlimit {
         current: memory,
@@ -66,28 +75,6 @@ pub fn run() -> io::Result<()> {
         .unwrap_or_else(|_| Err(io::Error::other("panicked")))
 }
 
-/// Signals to a whole group or service are leaktrace's affair, and its end is
-/// this process's, without anything that outlives it.
-fn give_way() {
-    for signal in [
-        libc::SIGINT,
-        libc::SIGTERM,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGTSTP,
-        libc::SIGUSR1,
-        libc::SIGUSR2,
-    ] {
-        // SAFETY: ignoring a signal runs no code.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
-    file_map::install();
-    // None of these matters enough to fail.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    let _ = rustix::thread::set_name(NAME);
-}
-
 fn serve(
     channel: &mut Channel,
     setup: &Setup,
@@ -101,8 +88,13 @@ fn serve(
             engine.rest();
         }
         match channel.receive() {
-            Ok((request, Some(file))) => engine.handle(&request, file.into(), channel)?,
-            Ok((_, None)) => return Err(io::ErrorKind::InvalidInput.into()),
+            Ok((request, files)) => {
+                let file = files
+                    .into_iter()
+                    .next()
+                    .ok_or(io::ErrorKind::InvalidInput)?;
+                engine.handle(&request, file.into(), channel)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -160,7 +152,7 @@ impl Engine {
                 build_id: symbols.build_id(),
                 places: symbols.resolve(&self.reader, chunk, self.inlined),
             };
-            channel.send(&answer, None)?;
+            channel.send(&answer, &[])?;
             if self.memory.growth() >= self.limits.growth {
                 self.forget();
                 restarts += 1;
@@ -176,7 +168,7 @@ impl Engine {
             }
         }
         if is_new && !symbols.missing().is_empty() {
-            channel.send(&Answer::Missing(symbols.missing().to_vec()), None)?;
+            channel.send(&Answer::Missing(symbols.missing().to_vec()), &[])?;
         }
         self.files.insert(request.file, symbols);
         if file_map::cut_short() > missing_before {
@@ -187,9 +179,9 @@ impl Engine {
             ));
         }
         for note in notes {
-            channel.send(&Answer::Note(note), None)?;
+            channel.send(&Answer::Note(note), &[])?;
         }
-        channel.send(&Answer::Finished, None)
+        channel.send(&Answer::Finished, &[])
     }
 
     /// Between two batches of requests.
@@ -209,28 +201,9 @@ impl Engine {
 }
 
 #[cfg(test)]
-pub mod tests {
-    /// What [`super::super::worker`] starts in tests, where leaktrace itself is
-    /// not there: this program, with this test alone.
-    pub const AS_A_TEST: &str = "symbolize::reader::tests::serves_another_test";
-    /// Set for that process.
-    pub const VARIABLE: &str = "LEAKTRACE_TEST_READER";
-
+mod tests {
     #[test]
     fn serves_another_test() {
-        use std::process::{Command, Stdio};
-        if std::env::var_os(VARIABLE).is_some() {
-            return super::run().unwrap();
-        }
-        // Nobody asked: without a line to anyone it fails, and does not hang.
-        let status = Command::new("/proc/self/exe")
-            .args(["--exact", AS_A_TEST])
-            .env(VARIABLE, "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(!status.success());
+        crate::companion::tests::serve(&super::SERVICE, super::run);
     }
 }
