@@ -1,7 +1,11 @@
 //! Programs whose stacks are compared with the truth: one fixture as many
 //! compilers and linkers would build it, and other people's programs.
 
-use std::{io::Write, path::Path, process::Stdio};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -215,6 +219,8 @@ pub const TARGETS: &[Target] = &[
             "-Cforce-frame-pointers=no",
             "-Cpanic=abort",
             "-Cforce-unwind-tables=no",
+            // For which there would be some.
+            "-Cdebuginfo=0",
         ],
     )
     .what_can_be(),
@@ -289,6 +295,15 @@ pub fn selected() -> impl Iterator<Item = &'static Target> {
 }
 
 impl Target {
+    /// Builds it, if it is a fixture.
+    #[must_use]
+    pub fn build(&self) -> Option<Result<PathBuf>> {
+        match self.program {
+            Program::Fixture(build) => Some(build.program(self.name)),
+            _ => None,
+        }
+    }
+
     /// How to start it, in `directory`, and what it is then told to do.
     ///
     /// # Errors

@@ -2,12 +2,23 @@
 //! run as root need no compiler in root's `PATH`. Fixtures that don't build are
 //! named; the tests that use them say it again.
 
-use leaktrace_tests::{build, userspaces};
+use leaktrace_tests::{build, suite, targets, userspaces};
 
 fn main() {
     for source in build::SOURCES {
         let name = source.split('.').next().unwrap_or(source);
         say(source, build::fixture(name));
+    }
+    for name in ["truth", "plugin"] {
+        say(name, build::library(name));
+    }
+    // Guests make do with one of them.
+    if !suite::is_emulated() {
+        for target in targets::selected() {
+            if let Some(built) = target.build() {
+                say(target.name, built);
+            }
+        }
     }
     say("with an old library", userspaces::with_old_library("mixed"));
     say("with musl", userspaces::with_musl("mixed"));
