@@ -287,9 +287,36 @@ pub const TARGETS: &[Target] = &[
     },
 ];
 
-/// Those of the scale that is asked for.
+const fn linked_statically(name: &'static str, flags: &'static [&'static str]) -> Target {
+    Target {
+        program: Program::Fixture(Build {
+            flags,
+            has_truth: true,
+            ..GXX
+        }),
+        ..gxx(name, flags)
+    }
+}
+
+/// Programs that load no library: nothing can be preloaded, so they are linked
+/// with what takes their stacks.
+const STATIC: &[Target] = &[
+    linked_statically("gcc_static", &["-static"]).quick(),
+    linked_statically("gcc_static_pie", &["-static-pie"]),
+];
+
+/// Those of [`TARGETS`] that the scale has.
 pub fn selected() -> impl Iterator<Item = &'static Target> {
-    TARGETS
+    of_scale(TARGETS)
+}
+
+/// Those of [`STATIC`] that the scale has.
+pub fn statics() -> impl Iterator<Item = &'static Target> {
+    of_scale(STATIC)
+}
+
+fn of_scale(targets: &'static [Target]) -> impl Iterator<Item = &'static Target> {
+    targets
         .iter()
         .filter(|target| target.is_quick || !is_quick())
 }

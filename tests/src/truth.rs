@@ -8,8 +8,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
 
-use crate::{build, features, fixture::Start, report::Report, tracer};
+use crate::{
+    build, features,
+    fixture::{Fixture, Start},
+    report::Report,
+    tracer,
+};
 
 /// Frames that leaktrace keeps of one stack, from the C library's function on.
 pub const KEPT: usize = 127;
@@ -45,28 +51,61 @@ pub struct Traced {
 /// # Errors
 /// When any of that fails.
 pub fn traced(start: Start, options: &[&str], commands: &[&str]) -> Result<Traced> {
-    let library = build::library("truth")?;
-    let directory = tempfile::tempdir().context("making a directory")?;
-    let mut fixture = start
-        .env("LD_PRELOAD", &library.display().to_string())
-        .env("TRUTH", &directory.path().display().to_string())
-        .start()?;
-    let tracer = tracer::Start::attach(fixture.pid())?
+    let mut witness = Witness::start(start)?;
+    let tracer = tracer::Start::attach(witness.fixture.pid())?
         .args(options)
         .attached()?;
-    for command in commands {
-        fixture.tell(command)?;
-    }
+    witness.tell(commands)?;
     let report = tracer.report()?;
     features::check(&report)?;
-    fixture.finish_well()?;
-    let path = directory.path().join(fixture.pid().to_string());
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(Traced {
-        truth: read(&text)?,
+        truth: witness.finish()?,
         seen: seen(&report),
         report,
     })
+}
+
+/// The same without leaktrace.
+///
+/// # Errors
+/// When the program fails.
+pub fn untraced(start: Start, commands: &[&str]) -> Result<Stacks> {
+    let mut witness = Witness::start(start)?;
+    witness.tell(commands)?;
+    witness.finish()
+}
+
+/// A program that takes its stacks, and where it will write them.
+struct Witness {
+    fixture: Fixture,
+    directory: TempDir,
+}
+
+impl Witness {
+    fn start(start: Start) -> Result<Self> {
+        let library = build::library("truth")?;
+        let directory = tempfile::tempdir().context("making a directory")?;
+        let fixture = start
+            .env("LD_PRELOAD", &library.display().to_string())
+            .env("TRUTH", &directory.path().display().to_string())
+            .start()?;
+        Ok(Self { fixture, directory })
+    }
+
+    fn tell(&mut self, commands: &[&str]) -> Result<()> {
+        commands
+            .iter()
+            .try_for_each(|command| self.fixture.tell(command))
+    }
+
+    fn finish(mut self) -> Result<Stacks> {
+        self.fixture.finish_well()?;
+        let name = self.fixture.pid().to_string();
+        let path = self.directory.path().join(name);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        read(&text)
+    }
 }
 
 /// Reads what `truth.c` has written.
@@ -132,20 +171,25 @@ pub struct Comparison {
     pub all: u64,
     /// Complete, and frame by frame the same.
     pub right: u64,
-    /// Not complete, and the same: the program could not go on there either.
-    pub alike: u64,
-    /// Not complete, and the same as far as they go.
-    pub shorter: u64,
-    /// Not complete, and the same as far as the program's own go.
-    pub longer: u64,
-    /// Not complete, and another one.
-    pub different: u64,
     /// Different stacks that are complete.
     pub stacks: usize,
-    /// By how they ended.
-    pub ends: BTreeMap<String, u64>,
-    /// One of those that are `different`.
-    example: Option<Vec<Place>>,
+    /// The others, by how they ended.
+    pub incomplete: BTreeMap<String, Incomplete>,
+    /// One of those that are wrong.
+    wrong: Option<Vec<Place>>,
+}
+
+/// How many allocations have incomplete stacks of which kind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Incomplete {
+    /// The same: the program could not go on there either.
+    pub same: u64,
+    /// The same as far as they go.
+    pub shorter: u64,
+    /// The same as far as the program's own go.
+    pub longer: u64,
+    /// Other ones.
+    pub wrong: u64,
 }
 
 impl fmt::Display for Comparison {
@@ -155,14 +199,10 @@ impl fmt::Display for Comparison {
         } = self;
         write!(
             formatter,
-            "{right} of {all} stacks complete and right ({stacks} different)"
+            "{right} of {all} stacks complete and right, {stacks} different"
         )?;
-        if right < all {
-            write!(
-                formatter,
-                "; incomplete and the same {}, shorter {}, longer {}, others {}: {:?}",
-                self.alike, self.shorter, self.longer, self.different, self.ends
-            )?;
+        for (end, incomplete) in &self.incomplete {
+            write!(formatter, "\n  {end}: {incomplete:?}")?;
         }
         Ok(())
     }
@@ -177,9 +217,6 @@ impl Traced {
         let mut result = Comparison::default();
         let begun: HashSet<&[Place]> = self.truth.keys().flat_map(|it| beginnings(it)).collect();
         for (end, stacks) in &self.seen {
-            result
-                .ends
-                .insert(end.clone(), stacks.values().copied().sum());
             for (frames, count) in stacks {
                 let known = self.truth.get(frames).copied().unwrap_or(0);
                 result.all += count;
@@ -191,15 +228,18 @@ impl Traced {
                     );
                     result.right += count;
                     result.stacks += 1;
-                } else if known > 0 {
-                    result.alike += count;
+                    continue;
+                }
+                let incomplete = result.incomplete.entry(end.clone()).or_default();
+                if known > 0 {
+                    incomplete.same += count;
                 } else if begun.contains(&frames[..]) {
-                    result.shorter += count;
+                    incomplete.shorter += count;
                 } else if beginnings(frames).any(|part| self.truth.contains_key(part)) {
-                    result.longer += count;
+                    incomplete.longer += count;
                 } else {
-                    result.different += count;
-                    result.example.get_or_insert_with(|| frames.clone());
+                    incomplete.wrong += count;
+                    result.wrong.get_or_insert_with(|| frames.clone());
                 }
             }
         }
@@ -232,9 +272,9 @@ impl Comparison {
     /// When one is not.
     pub fn agrees(&self) -> Result<()> {
         ensure!(
-            self.different == 0,
+            self.wrong.is_none(),
             "incomplete stacks are wrong: {self}\n{:#x?}",
-            self.example
+            self.wrong
         );
         Ok(())
     }

@@ -9,6 +9,7 @@ use leaktrace_tests::{
     fixture::{Fixture, Start},
     replay::Window,
     suite::{self, Need, case},
+    targets, truth,
 };
 
 fn main() -> ExitCode {
@@ -29,6 +30,11 @@ fn main() -> ExitCode {
         case("rust_fixture_works_untraced", &[Need::Rust], || {
             works("sites", "")
         }),
+        case(
+            "static_fixtures_take_their_own_stacks",
+            &[Need::C, Need::Cxx],
+            static_fixtures,
+        ),
         case("go_fixture_works_untraced", &[Need::Go], || {
             works("growing", "")
         }),
@@ -117,4 +123,23 @@ fn c_fixtures() -> Result<()> {
 fn cxx_fixtures() -> Result<()> {
     works("badalloc", "")?;
     works("family", "")
+}
+
+/// As deep as the same program with a preloaded library.
+fn static_fixtures() -> Result<()> {
+    let deepest = |start: Start| -> Result<Option<usize>> {
+        let stacks = truth::untraced(start, &["deep 100"])?;
+        Ok(stacks.keys().map(Vec::len).max())
+    };
+    let known = deepest(Start::new::<&str>("stacks", &[])?)?;
+    for target in targets::statics() {
+        let directory = tempfile::tempdir()?;
+        let found = deepest(target.start(directory.path())?.0)?;
+        ensure!(
+            found == known,
+            "{}: {found:?} frames, not {known:?}",
+            target.name
+        );
+    }
+    Ok(())
 }

@@ -14,7 +14,7 @@ fn main() {
     }
     // Guests make do with one of them.
     if !suite::is_emulated() {
-        for target in targets::selected() {
+        for target in targets::selected().chain(targets::statics()) {
             if let Some(built) = target.build() {
                 say(target.name, built);
             }
