@@ -51,7 +51,7 @@ const SUITES: [Suite; 7] = [
     Suite {
         program: "stacks",
         skipped: &[
-            // The same walk as `every_kind_of_frame`, where tables are all there is.
+            // The same as `every_kind_of_frame`, where tables are all there is.
             "by_tables_alone",
             "frame_pointers_alone",
         ],
