@@ -74,8 +74,8 @@ counters! {
         "vfork child, which shares the memory: its own calls were not seen",
         "vfork children, which share the memory: their own calls were not seen";
     Silent, "silent_period", Inexact,
-        "time that calls may have gone unseen until probes were set anew: the process's first thread had ended",
-        "times that calls may have gone unseen until probes were set anew: the process's first thread had ended";
+        "time that calls may have gone unseen, until it was noticed that the probes were silent or gone",
+        "times that calls may have gone unseen, until it was noticed that the probes were silent or gone";
     Unwatched, "unwatched_function", Inexact,
         "function of a watched allocator that could not be watched",
         "functions of a watched allocator that could not be watched";

@@ -6,6 +6,7 @@ pub mod allocator;
 pub mod arch;
 pub mod bpf;
 pub mod cli;
+pub mod companion;
 pub mod doctor;
 pub mod elf;
 pub mod exit;

@@ -184,6 +184,8 @@ pub enum EndReason {
     TargetExec,
     /// Nobody reads stdout any more.
     OutputClosed,
+    /// The process that holds the probes was killed.
+    ProbesLost,
     /// The brake: share of the target's CPU time that tracing took, and the
     /// limit (0 to 1).
     Overhead {

@@ -6,6 +6,7 @@
 //! status, what it prints and the files it writes.
 
 pub mod build;
+pub mod children;
 pub mod comparison;
 pub mod debug_info;
 pub mod features;

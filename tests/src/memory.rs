@@ -1,6 +1,10 @@
 //! A process's code as it is in memory: breakpoints show there.
 
-use std::{fs::File, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -51,4 +55,25 @@ pub fn changed(before: &[(u64, Vec<u8>)], after: &[(u64, Vec<u8>)]) -> Vec<u64> 
         addresses.extend(differing.map(|(offset, _)| start + offset as u64));
     }
     addresses
+}
+
+/// How long the kernel may take to take probes out: perf events wait for one
+/// another.
+pub const RESTORED: Duration = Duration::from_secs(5);
+
+/// Waits until the code of process `pid` is what it was `before`: when leaktrace
+/// leaves at once, its probes go a little later.
+///
+/// # Errors
+/// When something else stays there.
+pub fn expect_restored(pid: u32, before: &[(u64, Vec<u8>)]) -> Result<()> {
+    let deadline = Instant::now() + RESTORED;
+    loop {
+        let left = changed(before, &code(pid)?);
+        if left.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "code is changed at {left:x?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -4,10 +4,12 @@
 use std::{
     fs,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::memory;
 
 /// What a BPF object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,22 +91,21 @@ pub fn surviving(objects: &[Object]) -> Result<Vec<Object>> {
 /// their last descriptor is closed.
 ///
 /// # Errors
-/// When some are left after a second.
+/// When some are left after [`memory::RESTORED`].
 pub fn expect_gone(objects: &[Object]) -> Result<()> {
     ensure!(
         !objects.is_empty(),
         "leaktrace held no BPF objects: nothing to check"
     );
-    let mut left = Vec::new();
-    for _ in 0..50 {
-        left = surviving(objects)?;
+    let deadline = Instant::now() + memory::RESTORED;
+    loop {
+        let left = surviving(objects)?;
         if left.is_empty() {
             return Ok(());
         }
+        ensure!(Instant::now() < deadline, "left behind: {left:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
-    ensure!(left.is_empty(), "left behind: {left:?}");
-    Ok(())
 }
 
 /// Every object that there is on this machine.

@@ -125,7 +125,7 @@ impl Terminal {
     /// # Errors
     /// When there is none, or several.
     pub fn job(&self) -> Result<u32> {
-        only_child(self.shell.id())
+        crate::children::only_child(self.shell.id())
     }
 
     /// Waits for the end of the script.
@@ -171,57 +171,6 @@ fn pair() -> Result<(File, File)> {
         .open(name)
         .with_context(|| format!("opening {name}"))?;
     Ok((user.into(), programs))
-}
-
-/// The one child of process `pid`; the reader of its symbols does not count.
-///
-/// # Errors
-/// When it has none, or several.
-pub fn only_child(pid: u32) -> Result<u32> {
-    one_of(
-        children(pid)?
-            .into_iter()
-            .filter(|child| !reads_symbols(*child)),
-        pid,
-    )
-}
-
-/// The child of the leaktrace `pid` that reads symbols.
-///
-/// # Errors
-/// When it has none.
-pub fn symbol_reader(pid: u32) -> Result<u32> {
-    one_of(
-        children(pid)?
-            .into_iter()
-            .filter(|child| reads_symbols(*child)),
-        pid,
-    )
-}
-
-fn one_of(children: impl Iterator<Item = u32>, parent: u32) -> Result<u32> {
-    let children: Vec<u32> = children.collect();
-    match children.as_slice() {
-        [child] => Ok(*child),
-        _ => bail!("process {parent} has children {children:?}"),
-    }
-}
-
-fn reads_symbols(pid: u32) -> bool {
-    let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
-    command.is_ok_and(|command| command.contains("__read-symbols"))
-}
-
-fn children(pid: u32) -> Result<Vec<u32>> {
-    let mut children = Vec::new();
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        // Threads end meanwhile, and with them their directories.
-        let text = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
-        for child in text.split_whitespace() {
-            children.push(child.parse()?);
-        }
-    }
-    Ok(children)
 }
 
 /// The state of process `pid`, as `ps` shows it: `T` is stopped, `Z` a zombie.

@@ -1,5 +1,5 @@
-//! A trace from attaching to its end, in all the ways in which it may end, and
-//! what it leaves behind: nothing but its report.
+//! A trace from attaching to its end, in all the ways in which it may end with a
+//! report.
 
 use std::{
     fs::{self, File},
@@ -7,7 +7,6 @@ use std::{
         fs::{FileExt, PermissionsExt},
         process::ExitStatusExt,
     },
-    path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -19,9 +18,7 @@ use leaktrace_tests::{
     fixture::{Fixture, Start},
     memory, objects,
     report::Report,
-    speed,
     suite::{self, Case, Need, case, scaled},
-    terminal::{only_child, symbol_reader},
     tracer::{self, Tracer},
 };
 
@@ -29,7 +26,7 @@ const C: &[Need] = &[Need::Tracing, Need::C];
 
 fn main() -> ExitCode {
     let mut cases = ends();
-    cases.extend(leftovers());
+    cases.extend(outputs());
     cases.extend(targets_that_leave());
     cases.extend(beside());
     suite::main(cases)
@@ -64,21 +61,9 @@ fn ends() -> Vec<Case> {
     ]
 }
 
-/// Nothing stays behind.
-fn leftovers() -> Vec<Case> {
+/// What it writes, and when.
+fn outputs() -> Vec<Case> {
     vec![
-        ended_leaves_nothing(),
-        ended_leaves_nothing().without("uprobe_multi"),
-        ended_leaves_nothing().without_all(),
-        killed_leaves_nothing(),
-        killed_leaves_nothing().without("uprobe_multi"),
-        killed_leaves_nothing().without_all(),
-        case("killed_while_preparing_leaves_nothing", C, killed_early),
-        case(
-            "killed_leaktrace_leaves_no_reader_of_symbols",
-            C,
-            killed_leaves_no_reader,
-        ),
         case("probes_go_at_once", C, probes_go_at_once),
         case("nothing_is_written_unless_asked", C, nothing_saved),
         case("reports_are_saved_in_a_new_directory", C, saved),
@@ -248,8 +233,7 @@ fn interrupted_estimate(options: &[&str]) -> Result<()> {
     );
     ensure!(ended.files()?.is_empty(), "it wrote {:?}", ended.files()?);
     objects::expect_gone(&held)?;
-    let left = memory::changed(&before, &memory::code(pid)?);
-    ensure!(left.is_empty(), "code is changed at {left:x?}");
+    memory::expect_restored(pid, &before)?;
     fixture.finish_well()
 }
 
@@ -280,72 +264,9 @@ fn interrupted_early() -> Result<()> {
                 ended.stderr
             ),
         }
-        let left = memory::changed(&before, &memory::code(fixture.pid())?);
-        ensure!(left.is_empty(), "{when}, code is changed at {left:x?}");
+        memory::expect_restored(fixture.pid(), &before).context(when)?;
     }
     fixture.finish_well()
-}
-
-/// A target under seccomp takes most preparing: a child of leaktrace's own goes
-/// first.
-fn killed_early() -> Result<()> {
-    let mut fixture = Fixture::start("strict", &["filter"])?;
-    let before = memory::code(fixture.pid())?;
-    let mut moments: Vec<_> = (0..scaled(1000, 300))
-        .step_by(scaled(20, 60) as usize)
-        .map(Some)
-        .collect();
-    // While it has that child.
-    moments.extend([None; 3]);
-    for moment in moments {
-        let mut start = tracer::Start::bare(&["attach", &fixture.pid().to_string()])?;
-        // A process that is left would hold a pipe's end.
-        start.command().stdout(Stdio::null());
-        let mut tracer = start.start_with_own_stdout()?;
-        let directory = fs::read_link(format!("/proc/{}/cwd", tracer.pid()))?;
-        match moment {
-            Some(milliseconds) => std::thread::sleep(Duration::from_millis(milliseconds)),
-            None => {
-                while only_child(tracer.pid()).is_err() {
-                    tracer.signal(0)?;
-                }
-            }
-        }
-        let ended = tracer.kill()?;
-        let when = format!("killed after {moment:?} ms");
-        ensure!(
-            ended.files()?.is_empty(),
-            "{when}, it left {:?}",
-            ended.files()?
-        );
-        let left = memory::changed(&before, &memory::code(fixture.pid())?);
-        ensure!(left.is_empty(), "{when}, code is changed at {left:x?}");
-        let deadline = Instant::now() + Duration::from_secs(2);
-        loop {
-            let children = processes_in(&directory)?;
-            if children.is_empty() {
-                break;
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{when}, it left processes {children:?}"
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-    fixture.finish_well()
-}
-
-/// Processes whose working directory this is.
-fn processes_in(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut processes = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        if fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd == directory) {
-            processes.push(path);
-        }
-    }
-    Ok(processes)
 }
 
 fn sigusr1() -> Result<()> {
@@ -368,63 +289,6 @@ fn sigusr1() -> Result<()> {
     fixture.tell("allocate")?;
     let report = tracer.report()?;
     Expected::of(&[("keeps", 2000, 20)]).check(&report)?;
-    fixture.finish_well()
-}
-
-fn ended_leaves_nothing() -> Case {
-    case("ended_leaktrace_leaves_nothing", C, || {
-        leaves_nothing(libc::SIGINT)
-    })
-}
-
-fn killed_leaves_nothing() -> Case {
-    case("killed_leaktrace_leaves_nothing", C, || {
-        leaves_nothing(libc::SIGKILL)
-    })
-}
-
-/// Afterwards there is no program, map or link of leaktrace's, no breakpoint in
-/// the target's code, and the target works.
-fn leaves_nothing(signal: i32) -> Result<()> {
-    let mut fixture = Fixture::start("tight", &[])?;
-    let before = memory::code(fixture.pid())?;
-    let pair_fs = fixture.number("speed")?;
-    let mut tracer = tracer::Start::attach(fixture.pid())?.attached()?;
-    fixture.tell("tight")?;
-    let held = objects::held_by(tracer.pid())?;
-    let programs = held
-        .iter()
-        .filter(|(kind, _)| *kind == objects::Kind::Program)
-        .count();
-    ensure!(programs > 0, "leaktrace holds no programs: {held:?}");
-    ensure!(
-        objects::surviving(&held)?.len() == held.len(),
-        "some of {held:?} are gone"
-    );
-    let probed = memory::changed(&before, &memory::code(fixture.pid())?);
-    ensure!(
-        !probed.is_empty(),
-        "no breakpoint in the target while traced"
-    );
-    tracer.signal(signal)?;
-    let ended = tracer.ended()?;
-    objects::expect_gone(&held)?;
-    let left = memory::changed(&before, &memory::code(fixture.pid())?);
-    ensure!(left.is_empty(), "code is changed at {left:x?}");
-    let pairs = fixture.number("pairs")?;
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while fixture.number("pairs")? == pairs {
-        ensure!(Instant::now() < deadline, "the target stands still");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    fixture.tell("idle")?;
-    speed::expect_regained(&mut fixture, pair_fs)?;
-    let files = ended.files()?;
-    if signal == libc::SIGKILL {
-        ensure!(files.is_empty(), "left behind: {files:?}");
-    } else {
-        ensure!(files.len() == 1, "{files:?} instead of the report");
-    }
     fixture.finish_well()
 }
 
@@ -672,38 +536,6 @@ fn dies_first() -> Result<()> {
     let nice = niceness(tracer.pid());
     ensure!(nice == niceness(0), "niceness {nice}");
     tracer.kill()?;
-    fixture.finish_well()
-}
-
-/// Not even one that can't notice its end.
-fn killed_leaves_no_reader() -> Result<()> {
-    let mut fixture = Fixture::start("leaver", &[])?;
-    let pid = fixture.pid().to_string();
-    let tracer =
-        tracer::Start::bare(&["attach", &pid, "--no-save", "--interval", "1"])?.attached()?;
-    fixture.tell("allocate")?;
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let reader = loop {
-        match symbol_reader(tracer.pid()) {
-            Ok(child) => break child,
-            Err(error) => ensure!(Instant::now() < deadline, "nothing reads symbols: {error}"),
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
-    let name = format!("/proc/{reader}/comm");
-    let is_there = || fs::read_to_string(&name).is_ok_and(|name| name.trim() == "leaktrace-read");
-    while !is_there() {
-        ensure!(Instant::now() < deadline, "{reader} reads no symbols");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    // SAFETY: a plain system call; leaktrace has not waited for its child.
-    ensure!(unsafe { libc::kill(reader.cast_signed(), libc::SIGSTOP) } == 0);
-    tracer.kill()?;
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while is_there() {
-        ensure!(Instant::now() < deadline, "it left its reader behind");
-        std::thread::sleep(Duration::from_millis(10));
-    }
     fixture.finish_well()
 }
 

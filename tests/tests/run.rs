@@ -11,11 +11,12 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
     build,
+    children::only_child,
     comparison::{Expected, check_exact},
     fixture::last_error,
     report::Report,
     suite::{self, Need, case},
-    terminal::{only_child, wait_for_state},
+    terminal::wait_for_state,
     tracer::{Ended, Start},
 };
 

@@ -10,11 +10,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
+    children::only_child,
     fixture::{Fixture, wait_for},
     memory,
     report::Report,
     suite::{self, Need, case},
-    terminal::{Terminal, only_child, send, state, wait_for_state},
+    terminal::{Terminal, send, state, wait_for_state},
     tracer,
 };
 

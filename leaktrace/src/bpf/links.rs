@@ -1,17 +1,15 @@
 //! Setting probes and taking them out again.
 
-use std::{
-    io,
-    os::fd::{BorrowedFd, OwnedFd},
-};
+use std::{io, os::fd::BorrowedFd};
 
 use anyhow::{Result, anyhow};
 
 use super::{
+    holder::{Holder, Probes},
     probes::{PlannedFile, PlannedProbe, Scope},
     syscall::ENOTSUPP,
-    uprobe_multi::{self, MultiProbe},
-    uprobe_perf::{self, Tie},
+    uprobe_multi::MultiProbe,
+    uprobe_perf::Tie,
 };
 
 /// How probes are held.
@@ -33,52 +31,28 @@ pub struct Attachment {
     pub sites: usize,
     /// The sites at which entries are seen, for each of the planned files.
     pub entry_sites: Vec<Vec<u64>>,
-    pub(super) links: Vec<OwnedFd>,
+    /// `None` when they were taken out.
+    pub(super) holder: Option<Holder>,
 }
 
 impl Attachment {
     /// How many links are held.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.links.len()
+    pub fn links(&self) -> usize {
+        self.holder.as_ref().map_or(0, Holder::held)
     }
 
-    /// Whether nothing is attached.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
-    }
-
-    /// Leaves an attachment without probes behind.
-    #[must_use]
-    pub fn take(&mut self) -> Self {
-        Self {
-            links: std::mem::take(&mut self.links),
-            entry_sites: self.entry_sites.clone(),
-            ..*self
-        }
+    /// Whether the probes are still in, as far as the process that holds them
+    /// goes: it may have been killed.
+    pub fn is_held(&mut self) -> bool {
+        self.holder.as_mut().is_some_and(Holder::is_alive)
     }
 
     /// Takes all probes out; `progress` is told how many links are closed.
-    /// Multi links close side by side; perf events wait for one another in the
-    /// kernel anyway.
-    pub fn detach(mut self, mut progress: impl FnMut(usize, usize)) {
-        let links = std::mem::take(&mut self.links);
-        let all = links.len();
-        match self.kind {
-            LinkKind::Multi => std::thread::scope(|scope| {
-                for link in links {
-                    scope.spawn(move || drop(link));
-                }
-            }),
-            LinkKind::Perf => {
-                for (closed, link) in links.into_iter().enumerate() {
-                    progress(closed, all);
-                    drop(link);
-                }
-            }
+    pub fn detach(&mut self, progress: impl FnMut(usize, usize)) {
+        if let Some(holder) = self.holder.take() {
+            holder.clear(progress);
         }
-        progress(all, all);
     }
 }
 
@@ -100,20 +74,21 @@ impl Direction {
 
 /// Sets all probes of a file with one link. A site that the kernel refuses is
 /// found by trying each alone, and replaced by the function's next one. Tells the
-/// sites that were taken.
+/// sites that were taken: none if there are none to probe.
 pub(super) fn link_multi(
-    program: &OwnedFd,
+    holder: &mut Holder,
+    program: BorrowedFd<'_>,
     file: &PlannedFile,
     direction: Direction,
     scope: Scope,
-) -> Result<Option<(OwnedFd, Vec<u64>)>> {
-    let path = file.c_path()?;
-    let pid = match scope {
-        Scope::Process(pid) => pid,
-        Scope::Everyone => 0,
-    };
-    let link = |probes: &[MultiProbe]| {
-        uprobe_multi::link(program, &path, probes, pid, direction == Direction::Return)
+) -> Result<Vec<u64>> {
+    let mut link = |probes: &[MultiProbe], keep| {
+        let probes = Probes::Multi {
+            probes: probes.to_vec(),
+            scope,
+            at_return: direction == Direction::Return,
+        };
+        holder.set(program, &file.path, probes, keep)
     };
     let first = |probe: &PlannedProbe| {
         let offset = *direction.sites(probe).first()?;
@@ -124,10 +99,10 @@ pub(super) fn link_multi(
     };
     let chosen: Vec<MultiProbe> = file.probes.iter().filter_map(first).collect();
     if chosen.is_empty() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
-    let error = match link(&chosen) {
-        Ok(fd) => return Ok(Some((fd, sites(&chosen)))),
+    let error = match link(&chosen, true) {
+        Ok(()) => return Ok(sites(&chosen)),
         Err(error) => error,
     };
     if !is_refusal(&error) {
@@ -143,11 +118,11 @@ pub(super) fn link_multi(
             offset,
             cookie: probe.cookie,
         };
-        let (offset, _) = first_accepted(file, probe, direction, |site| link(&[alone(site)]))?;
+        let offset = first_accepted(file, probe, direction, |site| link(&[alone(site)], false))?;
         accepted.push(alone(offset));
     }
-    let fd = link(&accepted).map_err(|error| explain(error, file))?;
-    Ok(Some((fd, sites(&accepted))))
+    link(&accepted, true).map_err(|error| explain(error, file))?;
+    Ok(sites(&accepted))
 }
 
 fn sites(probes: &[MultiProbe]) -> Vec<u64> {
@@ -156,16 +131,16 @@ fn sites(probes: &[MultiProbe]) -> Vec<u64> {
 
 /// Tries a function's sites, best first, until the kernel accepts one; anything
 /// but its refusal of a site is an error.
-fn first_accepted<T>(
+fn first_accepted(
     file: &PlannedFile,
     probe: &PlannedProbe,
     direction: Direction,
-    mut set: impl FnMut(u64) -> io::Result<T>,
-) -> Result<(u64, T)> {
+    mut set: impl FnMut(u64) -> io::Result<()>,
+) -> Result<u64> {
     let mut refused = None;
     for offset in direction.sites(probe) {
         match set(*offset) {
-            Ok(set) => return Ok((*offset, set)),
+            Ok(()) => return Ok(*offset),
             Err(error) if is_refusal(&error) => refused = Some(error),
             Err(error) => return Err(explain(error, file)),
         }
@@ -197,17 +172,22 @@ fn explain(error: io::Error, file: &PlannedFile) -> anyhow::Error {
 
 /// Sets one probe at the first site that the kernel accepts, and tells which.
 pub(super) fn attach_perf(
+    holder: &mut Holder,
     program: BorrowedFd<'_>,
     file: &PlannedFile,
     probe: &PlannedProbe,
     direction: Direction,
     scope: Scope,
     tie: Tie,
-) -> Result<(u64, OwnedFd)> {
-    let path = file.c_path()?;
-    let at_return = direction == Direction::Return;
+) -> Result<u64> {
     first_accepted(file, probe, direction, |offset| {
-        uprobe_perf::set(program, &path, offset, at_return, scope, tie)
+        let probe = Probes::Perf {
+            offset,
+            scope,
+            at_return: direction == Direction::Return,
+            tie,
+        };
+        holder.set(program, &file.path, probe, true)
     })
 }
 
@@ -232,7 +212,7 @@ mod tests {
             16 => Err(io::Error::from_raw_os_error(errno)),
             _ => Ok(()),
         };
-        first_accepted(&file, &probe, Direction::Entry, set).map(|(offset, ())| offset)
+        first_accepted(&file, &probe, Direction::Entry, set)
     }
 
     #[test]

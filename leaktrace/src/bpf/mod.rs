@@ -6,6 +6,7 @@ mod batch;
 mod control;
 mod debug_log;
 mod features;
+mod holder;
 mod links;
 mod maps;
 mod object;
@@ -20,6 +21,7 @@ mod uprobe_perf;
 pub use self::{
     control::{ControlPage, monotonic_ns},
     features::{Feature, Features, OLDEST_KERNEL},
+    holder::{SERVICE as HOLDER, run as run_holder},
     links::{Attachment, LinkKind},
     maps::Maps,
     object::{Limits, ObjectSource, TableRoom},

@@ -1,8 +1,9 @@
 //! What is to be probed: decided by others, carried out here.
 
-use std::{ffi::CString, path::PathBuf};
+use std::path::PathBuf;
 
 use leaktrace_common::remembered::REMEMBERED_WALKS;
+use serde::{Deserialize, Serialize};
 
 use super::features::{Feature, Features};
 
@@ -15,14 +16,6 @@ pub struct PlannedFile {
     pub name: String,
     /// One for each watched function.
     pub probes: Vec<PlannedProbe>,
-}
-
-impl PlannedFile {
-    /// The path as the kernel takes it.
-    pub(super) fn c_path(&self) -> anyhow::Result<CString> {
-        use std::os::unix::ffi::OsStrExt as _;
-        Ok(CString::new(self.path.as_os_str().as_bytes())?)
-    }
 }
 
 /// The probes of one function. Sites are offsets in the file, best first: one
@@ -110,7 +103,7 @@ impl LiveForm {
 }
 
 /// Whose calls are seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// Those of this process: the links are bound to it.
     Process(u32),

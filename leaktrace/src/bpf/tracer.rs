@@ -16,6 +16,7 @@ use leaktrace_common::function::{Cookie, FIXED};
 
 use super::{
     features::{Feature, Features},
+    holder::Holder,
     links::{Attachment, Direction, LinkKind, attach_perf, link_multi},
     maps::Maps,
     object::{Limits, Object, ObjectSource},
@@ -115,59 +116,55 @@ impl Tracer {
     ) -> Result<Attachment> {
         let files = &with_generation(files, generation);
         let (entry, at_return) = program.names(self.form);
-        let mut attachment = Attachment {
-            kind,
-            scope,
-            sites: 0,
-            entry_sites: Vec::new(),
-            links: Vec::new(),
-        };
+        let mut holder = Holder::start().context("starting the process that holds the probes")?;
+        let mut sites = 0;
+        let mut entry_sites = Vec::new();
         for (name, direction) in [
             (Some(entry), Direction::Entry),
             (at_return, Direction::Return),
         ] {
             let Some(name) = name else { continue };
             for file in files {
-                let mut taken = Vec::new();
-                match kind {
+                let taken = match kind {
                     LinkKind::Multi => {
-                        let fd = self.multi_program(name)?;
-                        if let Some((link, sites)) = link_multi(fd, file, direction, scope)? {
-                            attachment.links.push(link);
-                            taken = sites;
-                        }
+                        let program = self.multi_program(name)?.as_fd();
+                        link_multi(&mut holder, program, file, direction, scope)?
                     }
-                    LinkKind::Perf => {
-                        for probe in &file.probes {
-                            if direction.sites(probe).is_empty() {
-                                continue;
-                            }
-                            let (site, link) =
-                                self.attach_perf(name, file, probe, direction, scope)?;
-                            attachment.links.push(link);
-                            taken.push(site);
-                        }
-                    }
-                }
-                attachment.sites += taken.len();
+                    LinkKind::Perf => file
+                        .probes
+                        .iter()
+                        .filter(|probe| !direction.sites(probe).is_empty())
+                        .map(|probe| {
+                            self.attach_perf(&mut holder, name, file, probe, direction, scope)
+                        })
+                        .collect::<Result<_>>()?,
+                };
+                sites += taken.len();
                 if direction == Direction::Entry {
-                    attachment.entry_sites.push(taken);
+                    entry_sites.push(taken);
                 }
             }
         }
-        Ok(attachment)
+        Ok(Attachment {
+            kind,
+            scope,
+            sites,
+            entry_sites,
+            holder: Some(holder),
+        })
     }
 
     /// Sets one probe by a perf event. Where the kernel knows no cookies, the
     /// program is one that knows the function's signature.
     fn attach_perf(
         &mut self,
+        holder: &mut Holder,
         name: &'static str,
         file: &PlannedFile,
         probe: &PlannedProbe,
         direction: Direction,
         scope: Scope,
-    ) -> Result<(u64, OwnedFd)> {
+    ) -> Result<u64> {
         let name = if self.cookies {
             name
         } else if direction == Direction::Entry && name == self.form.enter() {
@@ -195,7 +192,7 @@ impl Tracer {
             Tie::Ioctl
         };
         let program = self.perf_program(name)?;
-        attach_perf(program, file, probe, direction, scope, tie)
+        attach_perf(holder, program, file, probe, direction, scope, tie)
     }
 
     /// Watches threads that end or exec.

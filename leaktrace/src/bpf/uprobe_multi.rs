@@ -5,12 +5,17 @@
 use std::{
     ffi::CStr,
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use aya_obj::{Function, generated::bpf_prog_type::BPF_PROG_TYPE_KPROBE};
 
-use super::syscall::{self, BPF_LINK_CREATE, BPF_PROG_LOAD};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    probes::Scope,
+    syscall::{self, BPF_LINK_CREATE, BPF_PROG_LOAD},
+};
 
 /// `BPF_TRACE_UPROBE_MULTI` of the kernel's `enum bpf_attach_type`.
 pub const BPF_TRACE_UPROBE_MULTI: u32 = 48;
@@ -125,7 +130,7 @@ pub fn load(
 }
 
 /// One probe of a link.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct MultiProbe {
     /// Offset of the instruction in the file.
     pub offset: u64,
@@ -133,29 +138,32 @@ pub struct MultiProbe {
     pub cookie: u64,
 }
 
-/// Sets all `probes` of one file at once. `pid` 0 means every process.
+/// Sets all `probes` of one file at once.
 ///
 /// # Errors
 /// One site that the kernel refuses (errno 524) fails the whole link; a
 /// process that is gone gives `ESRCH`.
 pub fn link(
-    program: impl AsFd,
+    program: BorrowedFd<'_>,
     path: &CStr,
     probes: &[MultiProbe],
-    pid: u32,
+    scope: Scope,
     at_return: bool,
 ) -> io::Result<OwnedFd> {
     let offsets: Vec<u64> = probes.iter().map(|probe| probe.offset).collect();
     let cookies: Vec<u64> = probes.iter().map(|probe| probe.cookie).collect();
     let mut attributes = LinkAttributes {
-        prog_fd: program.as_fd().as_raw_fd() as u32,
+        prog_fd: program.as_raw_fd() as u32,
         attach_type: BPF_TRACE_UPROBE_MULTI,
         path: path.as_ptr() as u64,
         offsets: offsets.as_ptr() as u64,
         cookies: cookies.as_ptr() as u64,
         cnt: probes.len() as u32,
         multi_flags: if at_return { UPROBE_MULTI_RETURN } else { 0 },
-        pid,
+        pid: match scope {
+            Scope::Process(pid) => pid,
+            Scope::Everyone => 0,
+        },
         ..LinkAttributes::default()
     };
     // SAFETY: all buffers live through the call.

@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     probes::Scope,
     syscall::{self, BPF_LINK_CREATE},
@@ -20,7 +22,7 @@ const RETURN_BIT: &str = "/sys/bus/event_source/devices/uprobe/format/retprobe";
 const BPF_PERF_EVENT: u32 = 41;
 
 /// How a program is tied to an event.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub enum Tie {
     /// By a link, which tells the program this (where that is possible).
     Link { cookie: u64 },

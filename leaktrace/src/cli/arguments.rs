@@ -7,7 +7,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use super::quantity::{self, Overhead};
 use crate::{
     aggregate::AgeFilter,
-    bpf::{Limits, ObjectSource},
+    bpf::{self, Limits, ObjectSource},
     model::{SortKey, Weight},
     output::destination::Destination,
     session::{Brake, Launch, TraceOptions},
@@ -57,8 +57,11 @@ pub enum Command {
         pid: Option<u32>,
     },
     /// What leaktrace starts to read files that may be broken
-    #[command(name = symbolize::READER, hide = true)]
+    #[command(name = symbolize::READER.subcommand, hide = true)]
     ReadSymbols,
+    /// What leaktrace starts to hold the probes, since it may be killed
+    #[command(name = bpf::HOLDER.subcommand, hide = true)]
+    HoldProbes,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use clap::Parser as _;
 
 use crate::{
-    doctor,
+    bpf, doctor,
     exit::{Outcome, USAGE},
     say, session, symbolize,
 };
@@ -35,7 +35,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             Err(message) => return usage(&message),
         },
         Command::Doctor { pid } => (false, doctor::print(pid)),
-        Command::ReadSymbols => (false, read_symbols()),
+        Command::ReadSymbols => (false, companion(symbolize::run_reader)),
+        Command::HoldProbes => (false, companion(bpf::run_holder)),
     };
     match result {
         Ok(outcome) => outcome.code(),
@@ -50,8 +51,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-fn read_symbols() -> anyhow::Result<Outcome> {
-    symbolize::run_reader()?;
+fn companion(run: fn() -> std::io::Result<()>) -> anyhow::Result<Outcome> {
+    run()?;
     Ok(Outcome::Reported)
 }
 

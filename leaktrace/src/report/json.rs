@@ -290,6 +290,7 @@ impl End {
             EndReason::TargetExit => plain("target_exit"),
             EndReason::TargetExec => plain("target_exec"),
             EndReason::OutputClosed => plain("output_closed"),
+            EndReason::ProbesLost => plain("probes_lost"),
             EndReason::Overhead { cost, limit } => Self {
                 cost: Some(*cost),
                 limit: Some(*limit),

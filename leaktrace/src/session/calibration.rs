@@ -68,7 +68,7 @@ pub fn calibrate(
         return Ok(calibration);
     }
     for link_kind in kinds_to_try(preferred) {
-        let (attachment, pair_cost) = measure(tracer, &files, link_kind, program)?;
+        let (mut attachment, pair_cost) = measure(tracer, &files, link_kind, program)?;
         calibration
             .detaching
             .push(std::thread::spawn(move || attachment.detach(|_, _| {})));

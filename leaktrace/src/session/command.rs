@@ -79,8 +79,9 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     if let Err(error) = child.go() {
         return refused_launch(&error);
     }
+    let process = Process::of_child(child.pid(), &path)?;
     let followed = unwinding::Subject {
-        process: Arc::new(Process::of_child(child.pid(), &path)?),
+        process: Arc::new(process.as_executed(&path, &prediction.program)),
         mappings: Arc::new(Mutex::new(mappings)),
         code: Arc::default(),
     };

@@ -45,7 +45,7 @@ impl Tally {
     /// Waits for the rest of the time, takes the probes out and says what
     /// tracing would cost, and the target's system time per second.
     pub fn finish(
-        self,
+        mut self,
         tracer: &Tracer,
         clock: &CpuClock,
         pair_cost: Duration,

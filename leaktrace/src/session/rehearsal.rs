@@ -67,7 +67,7 @@ pub fn under_seccomp(tracer: &mut Tracer, ability: KernelAbility, kind: LinkKind
         bail!("the process is under seccomp, and whether that stands return probes can't be tried");
     }
     let mut child = FilteredChild::start()?;
-    let attachment = tracer.attach(
+    let mut attachment = tracer.attach(
         kind,
         &plan.files,
         Program::Empty,

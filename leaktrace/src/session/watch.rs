@@ -206,7 +206,12 @@ impl Watch {
             return Ok(Some(EndReason::TargetExec));
         }
         self.follow_process()?;
-        Ok(None)
+        if self.attachment.is_held() {
+            Ok(None)
+        } else {
+            self.silent_periods += 1;
+            Ok(Some(EndReason::ProbesLost))
+        }
     }
 
     /// When the process's first thread has ended although the process lives,
@@ -234,7 +239,7 @@ impl Watch {
             generation,
         )?;
         maps.control().set_generation(generation);
-        let bound = std::mem::replace(&mut self.attachment, unbound);
+        let mut bound = std::mem::replace(&mut self.attachment, unbound);
         std::thread::spawn(move || bound.detach(|_, _| {}));
         Ok(())
     }
@@ -337,8 +342,7 @@ impl Watch {
         if self.is_unbound_wanted() && self.is_silent() {
             self.silent_periods += 1;
         }
-        let attachment = self.attachment.take();
-        attachment.detach(|closed, all| {
+        self.attachment.detach(|closed, all| {
             progress.phase(format!("taking the probes out: {closed} of {all}"));
         });
         let notes = self.unwinding.end();

@@ -48,8 +48,7 @@ use self::{
 };
 
 pub use limits::Limits;
-pub use reader::run as run_reader;
-pub use worker::SUBCOMMAND as READER;
+pub use reader::{SERVICE as READER, run as run_reader};
 
 /// How to symbolize.
 #[derive(Clone, Debug)]

@@ -7,28 +7,33 @@ use std::{
     collections::{HashMap, HashSet},
     fs::File,
     io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::fd::OwnedFd,
     path::PathBuf,
     thread,
     time::Duration,
 };
 
 use blazesym::symbolize;
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::process::{Resource, Rlimit, Signal};
 
 use super::{
     debug_file::SearchPath,
     file_symbols::{FileSymbols, new_reader},
     limits::{Limits, MemoryWatch, give_back_freed_memory},
-    protocol::{Answer, Channel, Request, Setup},
+    protocol::{Answer, Request, Setup},
 };
-use crate::file_map;
+use crate::{
+    companion::{Channel, Service},
+    file_map,
+};
 
-/// Name of the process.
-const NAME: &std::ffi::CStr = c"leaktrace-read";
+/// The companion that this is.
+pub const SERVICE: Service = Service {
+    subcommand: "__read-symbols",
+    name: c"leaktrace-read",
+    #[cfg(test)]
+    as_a_test: "symbolize::reader::tests::serves_another_test",
+};
 
 /// Debug information nests as deeply as its author likes, and is read
 /// recursively. Compilers write a few dozen levels, which take some KiB.
@@ -45,10 +50,13 @@ const IDLE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When stdin is no such line, or breaks.
 pub fn run() -> io::Result<()> {
-    give_way();
-    let line = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut channel = Channel::new(line);
+    SERVICE.begin();
+    file_map::install();
+    // Should it not listen any more. If this fails, it ends a little later.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let mut channel = Channel::of_stdin()?;
     let (setup, root): (Setup, _) = channel.receive()?;
+    let root = root.into_iter().next();
     let memory = Some(setup.limits.memory);
     let limit = Rlimit {
         current: memory,
@@ -64,28 +72,6 @@ pub fn run() -> io::Result<()> {
         .unwrap_or_else(|_| Err(io::Error::other("panicked")))
 }
 
-/// Signals to a whole group or service are leaktrace's affair, and its end is
-/// this process's, without anything that outlives it.
-fn give_way() {
-    for signal in [
-        libc::SIGINT,
-        libc::SIGTERM,
-        libc::SIGHUP,
-        libc::SIGQUIT,
-        libc::SIGTSTP,
-        libc::SIGUSR1,
-        libc::SIGUSR2,
-    ] {
-        // SAFETY: ignoring a signal runs no code.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
-    file_map::install();
-    // None of these matters enough to fail.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    let _ = rustix::thread::set_name(NAME);
-}
-
 fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Result<()> {
     let search = SearchPath::new(root, setup.debug_directories)?;
     let mut engine = Engine::new(search, setup.limits);
@@ -94,8 +80,13 @@ fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Resu
             engine.rest();
         }
         match channel.receive() {
-            Ok((request, Some(file))) => engine.handle(&request, file.into(), channel)?,
-            Ok((_, None)) => return Err(io::ErrorKind::InvalidInput.into()),
+            Ok((request, files)) => {
+                let file = files
+                    .into_iter()
+                    .next()
+                    .ok_or(io::ErrorKind::InvalidInput)?;
+                engine.handle(&request, file.into(), channel)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error),
         }
@@ -147,7 +138,7 @@ impl Engine {
                 build_id: symbols.build_id(),
                 places: symbols.resolve(&self.reader, chunk),
             };
-            channel.send(&answer, None)?;
+            channel.send(&answer, &[])?;
             if self.memory.growth() >= self.limits.growth {
                 self.forget();
                 restarts += 1;
@@ -171,9 +162,9 @@ impl Engine {
             ));
         }
         for note in notes {
-            channel.send(&Answer::Note(note), None)?;
+            channel.send(&Answer::Note(note), &[])?;
         }
-        channel.send(&Answer::Finished, None)
+        channel.send(&Answer::Finished, &[])
     }
 
     /// Between two batches of requests.
@@ -193,28 +184,9 @@ impl Engine {
 }
 
 #[cfg(test)]
-pub mod tests {
-    /// What [`super::super::worker`] starts in tests, where leaktrace itself is
-    /// not there: this program, with this test alone.
-    pub const AS_A_TEST: &str = "symbolize::reader::tests::serves_another_test";
-    /// Set for that process.
-    pub const VARIABLE: &str = "LEAKTRACE_TEST_READER";
-
+mod tests {
     #[test]
     fn serves_another_test() {
-        use std::process::{Command, Stdio};
-        if std::env::var_os(VARIABLE).is_some() {
-            return super::run().unwrap();
-        }
-        // Nobody asked: without a line to anyone it fails, and does not hang.
-        let status = Command::new("/proc/self/exe")
-            .args(["--exact", AS_A_TEST])
-            .env(VARIABLE, "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(!status.success());
+        crate::companion::tests::serve(&super::SERVICE, super::run);
     }
 }

@@ -4,21 +4,17 @@
 use std::{
     collections::HashMap,
     io,
-    os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt as _},
-    },
-    process::{Child, Command, Stdio},
+    os::fd::{AsFd, BorrowedFd},
+    process::Child,
     time::Instant,
 };
 
 use super::{
     limits::{Allowance, Limits},
-    protocol::{Answer, Channel, Request, Setup},
+    protocol::{Answer, Request, Setup},
+    reader::SERVICE,
 };
-
-/// leaktrace's subcommand that is the reader ([`super::reader`]).
-pub const SUBCOMMAND: &str = "__read-symbols";
+use crate::companion::Channel;
 
 /// Why no answer came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,26 +44,17 @@ impl Worker {
     /// # Errors
     /// When it can't be started.
     pub fn start(setup: &Setup, root: Option<BorrowedFd>) -> io::Result<Self> {
-        let (own, its) = UnixStream::pair()?;
-        let process = program()
-            .stdin(OwnedFd::from(its))
-            // Panics and failed allocations are expected answers to broken
-            // files; their messages would only spoil the screen.
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Ctrl-C is for leaktrace.
-            .process_group(0)
-            .spawn()?;
+        let (process, channel) = SERVICE.start()?;
         let mut worker = Self {
             process,
-            channel: Channel::new(own),
+            channel,
             limits: setup.limits,
             allowances: HashMap::new(),
             file: 0,
         };
         let deadline = Instant::now() + setup.limits.patience;
         worker.channel.set_deadline(Some(deadline));
-        worker.channel.send(setup, root)?;
+        worker.channel.send(setup, root.as_slice())?;
         Ok(worker)
     }
 
@@ -77,7 +64,7 @@ impl Worker {
     /// When the process is dead, or does not listen.
     pub fn ask(&mut self, request: &Request, file: impl AsFd) -> Result<(), Failure> {
         self.file = request.file;
-        self.in_time(|channel| channel.send(request, Some(file.as_fd())))
+        self.in_time(|channel| channel.send(request, &[file.as_fd()]))
     }
 
     /// Waits for the next answer.
@@ -132,22 +119,4 @@ impl Failure {
             _ => Self::Died,
         }
     }
-}
-
-/// leaktrace as it runs, also when its file was replaced.
-#[cfg(not(test))]
-fn program() -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("leaktrace").arg(SUBCOMMAND);
-    command
-}
-
-#[cfg(test)]
-fn program() -> Command {
-    use super::reader::tests::{AS_A_TEST, VARIABLE};
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .args(["--exact", AS_A_TEST, "--nocapture"])
-        .env(VARIABLE, "1");
-    command
 }

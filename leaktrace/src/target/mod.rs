@@ -20,7 +20,10 @@ pub(crate) mod vdso;
 use std::{
     fs::{self, File},
     io::{self, Read as _},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -35,6 +38,9 @@ use rustix::{
 use crate::model::ProcessInfo;
 pub use error::{Denial, TargetError};
 use status::{Stat, Status};
+
+/// Bytes of a process's name that the kernel keeps (`TASK_COMM_LEN` less the 0).
+const LONGEST_NAME: usize = 15;
 
 /// A process that leaktrace looks into. It holds a descriptor of the process,
 /// so that another one that gets the same id later is not mistaken for it.
@@ -104,6 +110,22 @@ impl Process {
             seccomp: 0,
             shadow_stack: false,
         })
+    }
+
+    /// As this file's execution has named it, `program` being the executable (the
+    /// interpreter, if the file is a script): by the time it is looked at, it may
+    /// have executed another.
+    #[must_use]
+    pub fn as_executed(mut self, file: &Path, program: &Path) -> Self {
+        if let Some(name) = file.file_name() {
+            let name = name.as_bytes();
+            let name = &name[..name.len().min(LONGEST_NAME)];
+            self.name = String::from_utf8_lossy(name).into_owned();
+        }
+        if let Ok(program) = program.canonicalize() {
+            self.exe = program;
+        }
+        self
     }
 
     fn examine(pid: u32) -> Result<Self, TargetError> {

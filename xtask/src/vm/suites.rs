@@ -88,13 +88,22 @@ const SUITES: [Suite; 7] = [
             "old_blocks",
             "is_killed",
             "can_not_be_watched",
-            "reader_of_symbols",
             "dies_first",
             // The same as `calls_after_an_exec`, told otherwise.
             "an_exec_is_when",
             // Of time, which says nothing here.
             "probes_go_at_once",
             "estimate",
+        ],
+        for_races: false,
+    },
+    Suite {
+        program: "leftovers",
+        skipped: &[
+            // The same on every kernel.
+            "reader_of_symbols",
+            "holder_of_probes",
+            // Starts it dozens of times.
             "while_preparing",
         ],
         for_races: false,

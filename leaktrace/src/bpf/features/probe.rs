@@ -8,7 +8,7 @@ use aya::{
     sys::{BpfHelper, is_helper_supported, is_map_supported},
 };
 
-use super::super::{batch, syscall, uprobe_multi as multi, uprobe_perf};
+use super::super::{batch, probes::Scope, syscall, uprobe_multi as multi, uprobe_perf};
 use crate::arch;
 
 /// Either kind of them will do.
@@ -49,7 +49,7 @@ pub fn uprobe_multi() -> bool {
         offset: 1,
         cookie: 0,
     };
-    multi::link(&program, c"/", &[probe], 0, false)
+    multi::link(program.as_fd(), c"/", &[probe], Scope::Everyone, false)
         .is_err_and(|error| error.raw_os_error() == Some(libc::EBADF))
 }
 

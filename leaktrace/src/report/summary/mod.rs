@@ -245,6 +245,9 @@ fn ending(report: &Report) -> String {
         Some(EndReason::TargetExit) => format!(", until {process} exited"),
         Some(EndReason::TargetExec) => format!(", until {process} replaced itself by exec"),
         Some(EndReason::OutputClosed) => ", until nobody read the output any more".to_owned(),
+        Some(EndReason::ProbesLost) => {
+            ", until leaktrace's process that holds the probes was killed".to_owned()
+        }
         Some(EndReason::Overhead { .. }) => ", ended by --max-overhead".to_owned(),
     }
 }
