@@ -17,7 +17,7 @@ const FORCED: [&str; 2] = ["_without_", "_on_the_oldest_kernel"];
 
 /// Attaching takes seconds in a guest, so cases are left out whose point is made
 /// by another one.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     Suite {
         program: "exactness",
         skipped: &[
