@@ -106,14 +106,7 @@ impl Build {
 /// # Errors
 /// When there is no such source, or it does not compile.
 pub fn fixture(name: &str) -> Result<PathBuf> {
-    let source = SOURCES
-        .iter()
-        .find(|source| {
-            source
-                .rsplit_once('.')
-                .is_some_and(|(stem, _)| stem == name)
-        })
-        .with_context(|| format!("no fixture is called {name}"))?;
+    let source = source_of(name)?;
     let source = sources().join(source);
     let program = directory()?.join(name);
     match name {
@@ -133,6 +126,37 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
         _ => compile(&source, &program, &[])?,
     }
     Ok(program)
+}
+
+fn source_of(name: &str) -> Result<&'static str> {
+    SOURCES
+        .iter()
+        .copied()
+        .find(|source| {
+            source
+                .rsplit_once('.')
+                .is_some_and(|(stem, _)| stem == name)
+        })
+        .with_context(|| format!("no fixture is called {name}"))
+}
+
+/// Path of C or C++ fixture `name` without frame pointers.
+///
+/// # Errors
+/// When there is none of that name, or it does not compile.
+pub fn without_frame_pointers(name: &str) -> Result<PathBuf> {
+    let source = source_of(name)?;
+    let build = Build {
+        source,
+        compiler: if source.ends_with(".cpp") {
+            "g++"
+        } else {
+            "gcc"
+        },
+        flags: &[],
+        has_truth: false,
+    };
+    build.program(&format!("{name}-without-frame-pointers"))
 }
 
 /// Whether the fixture `name` is there, as new as its source.

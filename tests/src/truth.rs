@@ -65,16 +65,6 @@ pub fn traced(start: Start, options: &[&str], commands: &[&str]) -> Result<Trace
     })
 }
 
-/// The same without leaktrace.
-///
-/// # Errors
-/// When the program fails.
-pub fn untraced(start: Start, commands: &[&str]) -> Result<Stacks> {
-    let mut witness = Witness::start(start)?;
-    witness.tell(commands)?;
-    witness.finish()
-}
-
 /// A program that takes its stacks, and where it will write them.
 struct Witness {
     fixture: Fixture,

@@ -66,22 +66,37 @@ pub struct Workbench {
     pub map_memory: u64,
 }
 
+/// What is known of the target before programs are loaded.
+pub struct Outlook {
+    pub tables: TableRoom,
+    pub shadow_stack: bool,
+    /// How many it has.
+    pub threads: u64,
+}
+
+impl Outlook {
+    /// Records of threads take some KiB each, which some kernels take at once. A
+    /// thread without one is a loss that is counted.
+    fn room_for_threads(&self) -> u32 {
+        const LEAST: u64 = 8192;
+        const MOST: u64 = 1 << 20;
+        let room = self.threads.saturating_mul(4).clamp(LEAST, MOST);
+        u32::try_from(room).unwrap_or(u32::MAX)
+    }
+}
+
 impl Workbench {
     /// Loads the programs and measures them on leaktrace itself.
     ///
     /// # Errors
     /// When the kernel can't or won't, or there is too little memory.
-    pub fn set_up(
-        options: &TraceOptions,
-        tables: TableRoom,
-        shadow_stack: bool,
-        progress: &Progress,
-    ) -> Result<Self> {
+    pub fn set_up(options: &TraceOptions, target: &Outlook, progress: &Progress) -> Result<Self> {
         // Before anything is tried: under the usual limit, a kernel that charges BPF to
         // it refuses even trials while another leaktrace runs.
         let _ = privilege::raise_locked_memory_limit();
         let limits = Limits {
-            tables,
+            tables: target.tables,
+            max_threads: target.room_for_threads(),
             ..options.limits
         };
         let mut features = Features::from_environment()?;
@@ -96,7 +111,7 @@ impl Workbench {
             } else {
                 NopAbility::OneByte
             },
-            shadow_stack,
+            shadow_stack: target.shadow_stack,
         };
         let program = if options.empty_programs {
             Program::Empty

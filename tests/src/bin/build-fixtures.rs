@@ -23,6 +23,12 @@ fn main() {
             }
         }
     }
+    for name in ["mixed", "family"] {
+        say(
+            "without frame pointers",
+            build::without_frame_pointers(name),
+        );
+    }
     say("with an old library", userspaces::with_old_library("mixed"));
     say("with musl", userspaces::with_musl("mixed"));
     say("with static musl", userspaces::with_static_musl("mixed"));

@@ -23,7 +23,7 @@ const SUITES: [Suite; 8] = [
         skipped: &[
             // More memory than a guest has.
             "more_than_a_million_live_blocks",
-            // In one trace: `in_total`.
+            // In one trace: `by_site`.
             "wrappers_by_size",
         ],
         for_races: true,
