@@ -18,6 +18,8 @@ pub mod replay;
 pub mod report;
 pub mod speed;
 pub mod suite;
+pub mod targets;
 pub mod terminal;
 pub mod tracer;
+pub mod truth;
 pub mod userspaces;

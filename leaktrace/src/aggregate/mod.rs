@@ -208,6 +208,9 @@ impl Aggregator {
         ages: Option<&BlockAges>,
         selection: &Selection,
     ) -> Sites {
+        if self.symbolizer.take_fetched() {
+            self.forget_frames();
+        }
         let totals = sums
             .iter()
             .fold(Sums::default(), |all, (_, one)| sites::add(all, *one));
@@ -233,6 +236,24 @@ impl Aggregator {
             count,
             totals,
             complete: self.complete(sums, &doubtful),
+        }
+    }
+
+    /// Looks up all frames, and waits so long at most for debug information that
+    /// is being fetched for them.
+    pub fn wait_for_debug_information(&mut self, sums: &[(u64, Sums)], most: Duration) {
+        for (id, _) in sums {
+            let _ = self.resolve(*id, &Doubtful::new());
+        }
+        if self.symbolizer.wait_for_fetched(most) {
+            self.forget_frames();
+        }
+    }
+
+    /// So that they are looked up anew.
+    fn forget_frames(&mut self) {
+        for stack in self.stacks.values_mut() {
+            stack.frames = None;
         }
     }
 

@@ -85,7 +85,7 @@ impl Default for Limits {
         Self {
             max_blocks: 1 << 20,
             max_stacks: 16384,
-            max_threads: 32768,
+            max_threads: 8192,
             tables: TableRoom::NONE,
         }
     }

@@ -12,7 +12,7 @@ use super::{
     plan::Plan,
     progress::Progress,
     rehearsal, signals,
-    start::{self, Subject, Workbench},
+    start::{self, Outlook, Subject, Workbench},
     unwinding::{self, Preparation, Stage, Unwinding},
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
     say,
     target::{
         Process, TargetError, cpu::CpuClock, mapped_file, mapping, mapping_watch::MappingWatch,
+        memory,
     },
 };
 
@@ -36,8 +37,12 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let mut mappings = MappingWatch::by_maps(process.pid());
     let (_, files) = mappings.current(&process);
     let tables = Preparation::start(&files, options.unwind, options.table_cache)?;
-    let shadow_stack = process.has_shadow_stack();
-    let mut workbench = Workbench::set_up(options, tables.room(), shadow_stack, &progress)?;
+    let outlook = Outlook {
+        tables: tables.room(),
+        shadow_stack: process.has_shadow_stack(),
+        threads: memory::sample(&process).threads.unwrap_or(1),
+    };
+    let mut workbench = Workbench::set_up(options, &outlook, &progress)?;
 
     progress.phase("reading symbols");
     let mut notes = Vec::new();

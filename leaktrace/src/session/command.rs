@@ -9,7 +9,7 @@ use super::{
     plan::Plan,
     progress::Progress,
     signals,
-    start::{self, Subject, Workbench},
+    start::{self, Outlook, Subject, Workbench},
     unwinding::{self, Preparation, Stage, Unwinding},
 };
 use crate::{
@@ -51,7 +51,12 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let progress = Progress::start("looking at the command");
     priority::die_first();
     let tables = Preparation::start(&files, options.unwind, options.table_cache)?;
-    let mut workbench = Workbench::set_up(options, tables.room(), false, &progress)?;
+    let outlook = Outlook {
+        tables: tables.room(),
+        shadow_stack: false,
+        threads: 1,
+    };
+    let mut workbench = Workbench::set_up(options, &outlook, &progress)?;
     let plan = Plan::of(&files, workbench.ability)?;
     if plan.files.is_empty() {
         bail!(

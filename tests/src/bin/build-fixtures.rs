@@ -4,13 +4,30 @@
 
 use leaktrace_tests::{
     build::{self, Static},
-    userspaces,
+    suite, targets, userspaces,
 };
 
 fn main() {
     for source in build::SOURCES {
         let name = source.split('.').next().unwrap_or(source);
         say(source, build::fixture(name));
+    }
+    for name in ["truth", "plugin"] {
+        say(name, build::library(name));
+    }
+    // Guests make do with one of them.
+    if !suite::is_emulated() {
+        for target in targets::selected() {
+            if let Some(built) = target.build() {
+                say(target.name, built);
+            }
+        }
+    }
+    for name in ["mixed", "family"] {
+        say(
+            "without frame pointers",
+            build::without_frame_pointers(name),
+        );
     }
     say("with an old library", userspaces::with_old_library("mixed"));
     say("with musl", userspaces::with_musl("mixed"));
