@@ -237,7 +237,26 @@ fn open_map_file(process: &Process, mapping: &Mapping) -> io::Result<File> {
         mapping.end
     );
     let found = rustix::fs::open(link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    reopen(&found, mapping, &File::from(found.try_clone()?).metadata()?)
+    let metadata = File::from(found.try_clone()?).metadata()?;
+    if device_of(&metadata) != mapping.device && !is_named_alike(&found, mapping) {
+        return Err(changed_meanwhile());
+    }
+    reopen(&found, mapping, &metadata)
+}
+
+/// Whether a file has the path that a mapping shows: where `stat` and mappings
+/// tell of a file otherwise (overlayfs, btrfs), the way to know that nothing
+/// else was mapped there since.
+fn is_named_alike(found: &OwnedFd, mapping: &Mapping) -> bool {
+    let mut wanted = mapping.path.clone().into_os_string();
+    if mapping.deleted {
+        wanted.push(" (deleted)");
+    }
+    fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).is_ok_and(|path| path == wanted)
+}
+
+fn changed_meanwhile() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "the mapping has changed meanwhile")
 }
 
 /// Opens a process's root directory as a place to look for files; it stays one
@@ -297,10 +316,7 @@ fn device_of(metadata: &fs::Metadata) -> Device {
 /// that is mapped.
 fn reopen(found: &OwnedFd, mapping: &Mapping, metadata: &fs::Metadata) -> io::Result<File> {
     if device_of(metadata) == mapping.device && metadata.ino() != mapping.inode {
-        return Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            "the mapping has changed meanwhile",
-        ));
+        return Err(changed_meanwhile());
     }
     reopen_regular(found, metadata)
 }
@@ -367,6 +383,27 @@ mod tests {
             assert_eq!(file.map().unwrap()[..4], *b"\x7fELF");
             assert!(!file.is_deleted());
         }
+    }
+
+    /// Where devices differ, the path has to be that of the mapping.
+    #[test]
+    fn what_was_mapped_there_meanwhile_is_not_taken_for_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let exe = directory.path().join("sleeper");
+        let (_child, process) = sleeper(&exe);
+        let mappings = read_mappings(&process).unwrap();
+        let mut mapping = mappings
+            .into_iter()
+            .find(|mapping| mapping.executable && mapping.path == exe)
+            .unwrap();
+        mapping.device.minor += 1;
+        if let Err(error) = open_map_file(&process, &mapping) {
+            assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{error}");
+            return;
+        }
+        mapping.path = directory.path().join("another");
+        let error = open_map_file(&process, &mapping).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
