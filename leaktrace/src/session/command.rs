@@ -72,7 +72,8 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
         );
     }
     progress.phase("attaching");
-    let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
+    let scope = Scope::Process(child.pid());
+    let live = workbench.switch_on(&plan, child.pid(), scope, &[], 1, options)?;
     drop(progress);
     signals.tracing();
     let mappings = MappingWatch::start(child.pid());
