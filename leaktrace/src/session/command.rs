@@ -76,6 +76,8 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let live = workbench.switch_on(&plan, child.pid(), scope, &[], 1, options)?;
     drop(progress);
     signals.tracing();
+    // The command has been forked before, and is not nicer for that.
+    priority::give_way();
     let mappings = MappingWatch::start(child.pid());
     if let Err(error) = child.go() {
         return refused_launch(&error);
