@@ -11,6 +11,7 @@ use leaktrace_tests::{
     features::FALLBACKS,
     fixture::{Fixture, Start, unrandomised},
     report::Report,
+    scenes::{NESTED, check_nested},
     suite::{self, Case, Need, case},
     tracer,
 };
@@ -242,7 +243,7 @@ fn interrupted() -> Vec<Case> {
             check_exact(&report)
         }),
         case("nested_calls_count_once", C, || {
-            nested_once(&custom("nested", NESTED)?)
+            check_nested(&play("custom", &["nested"])?)
         }),
         case(
             "nested_calls_where_the_stack_is_in_the_trampolines_place",
@@ -503,24 +504,6 @@ fn played_twice(report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// What the scene `nested` of `custom.c` leaves.
-const NESTED: &[(&str, u64, u64)] = &[
-    ("zeroes", 100, 1),
-    ("resizes", 5000, 1),
-    ("resizes_array", 7000, 1),
-    ("aligns_out", 70, 1),
-];
-
-/// The scene `nested`, each of whose calls counts once.
-fn nested_once(report: &Report) -> Result<()> {
-    check(report, NESTED)?;
-    check_exact(report)?;
-    counted(report, "unknown_free", 0)?;
-    let nested = report.counter("nested_call")?;
-    ensure!(nested > 5, "{nested} nested calls");
-    Ok(())
-}
-
 /// The kernel maps its trampoline at the first call, and where, is known only
 /// afterwards; calls inside that one are known as such all the same.
 fn displaced() -> Result<()> {
@@ -532,7 +515,7 @@ fn displaced() -> Result<()> {
     let report = tracer.report()?;
     fixture.finish_well()?;
     is_displaced(&maps)?;
-    nested_once(&report)
+    check_nested(&report)
 }
 
 /// The same from the first instruction on, by a leaktrace in the same case.
@@ -547,7 +530,7 @@ fn displaced_command() -> Result<()> {
     // Its stdin ends, and so does it.
     drop(commands);
     let ended = tracer.ended()?;
-    nested_once(&ended.report()?)
+    check_nested(&ended.report()?)
 }
 
 fn is_displaced(maps: &str) -> Result<()> {
