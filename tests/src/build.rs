@@ -19,6 +19,7 @@ pub const SOURCES: &[&str] = &[
     "deep.c",
     "family.cpp",
     "fibres.c",
+    "futures.rs",
     "growing.go",
     "leaver.c",
     "mixed.c",
@@ -30,6 +31,9 @@ pub const SOURCES: &[&str] = &[
     "strict.c",
     "tight.c",
 ];
+
+/// Where fixtures lie that are built as somebody else would.
+pub const BUILDS: &str = "builds";
 
 /// Flags for C and C++: sites must be functions of their own, with frame
 /// pointers, and calls must stay what the source says.
@@ -44,20 +48,65 @@ const C_FLAGS: &[&str] = &[
     "-pthread",
 ];
 
+/// What undoes these for code that is hard to unwind.
+const NO_FRAME_POINTERS: [&str; 2] = ["-fomit-frame-pointer", "-foptimize-sibling-calls"];
+
+/// What makes `truth.c`, linked into a program, stand before the C library's
+/// functions.
+const STANDS_BEFORE: &str = "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc";
+
+/// A fixture as somebody else would build it.
+#[derive(Clone, Copy, Debug)]
+pub struct Build {
+    /// Its source file.
+    pub source: &'static str,
+    /// The compiler.
+    pub compiler: &'static str,
+    /// What the compiler is told in addition.
+    pub flags: &'static [&'static str],
+    /// Links `truth.c` into it: a library can't be preloaded.
+    pub has_truth: bool,
+}
+
+impl Build {
+    /// Path of the program, which is called `name`, built if need be.
+    ///
+    /// # Errors
+    /// When it does not compile.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        let directory = directory()?.join(BUILDS);
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("making {}", directory.display()))?;
+        hand_over(&directory)?;
+        let mut flags: Vec<String> = Vec::new();
+        if self.compiler != "rustc" {
+            flags.extend(NO_FRAME_POINTERS.map(String::from));
+        }
+        flags.extend(self.flags.iter().copied().map(String::from));
+        if self.has_truth {
+            let truth = directory.join("truth.o");
+            let as_object = ["-c", "-DSTATIC"].map(String::from);
+            compile(&fixture_source("truth"), &truth, &as_object)?;
+            flags.extend([truth.display().to_string(), STANDS_BEFORE.to_owned()]);
+        }
+        let program = directory.join(name);
+        compile_with(
+            self.compiler,
+            &sources().join(self.source),
+            &program,
+            &flags,
+        )?;
+        Ok(program)
+    }
+}
+
 /// Path of the fixture `name` (its source file without extension), built if
 /// need be.
 ///
 /// # Errors
 /// When there is no such source, or it does not compile.
 pub fn fixture(name: &str) -> Result<PathBuf> {
-    let source = SOURCES
-        .iter()
-        .find(|source| {
-            source
-                .rsplit_once('.')
-                .is_some_and(|(stem, _)| stem == name)
-        })
-        .with_context(|| format!("no fixture is called {name}"))?;
+    let source = source_of(name)?;
     let source = sources().join(source);
     let program = directory()?.join(name);
     match name {
@@ -73,13 +122,41 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
             let library = library("constructed")?;
             compile(&source, &program, &with_library(&library))?;
         }
-        "stacks" => {
-            let flags = ["-fomit-frame-pointer", "-foptimize-sibling-calls", "-ldl"];
-            compile(&source, &program, &flags.map(String::from))?;
-        }
+        "stacks" => compile(&source, &program, &NO_FRAME_POINTERS.map(String::from))?,
         _ => compile(&source, &program, &[])?,
     }
     Ok(program)
+}
+
+fn source_of(name: &str) -> Result<&'static str> {
+    SOURCES
+        .iter()
+        .copied()
+        .find(|source| {
+            source
+                .rsplit_once('.')
+                .is_some_and(|(stem, _)| stem == name)
+        })
+        .with_context(|| format!("no fixture is called {name}"))
+}
+
+/// Path of C or C++ fixture `name` without frame pointers.
+///
+/// # Errors
+/// When there is none of that name, or it does not compile.
+pub fn without_frame_pointers(name: &str) -> Result<PathBuf> {
+    let source = source_of(name)?;
+    let build = Build {
+        source,
+        compiler: if source.ends_with(".cpp") {
+            "g++"
+        } else {
+            "gcc"
+        },
+        flags: &[],
+        has_truth: false,
+    };
+    build.program(&format!("{name}-without-frame-pointers"))
 }
 
 /// Whether the fixture `name` is there, as new as its source.
@@ -92,10 +169,27 @@ pub fn is_built(name: &str) -> bool {
 ///
 /// # Errors
 /// When it does not compile.
-pub fn static_fixture(name: &str) -> Result<PathBuf> {
-    let program = directory()?.join(format!("{name}-static"));
-    compile(&fixture_source(name), &program, &["-static".into()])?;
+pub fn static_fixture(name: &str, how: Static) -> Result<PathBuf> {
+    let (suffix, flags): (_, &[_]) = match how {
+        Static::Fixed => ("static", &["-static"]),
+        Static::Pie => ("static-pie", &["-static-pie"]),
+        Static::Stripped => ("static-stripped", &["-static", "-s"]),
+    };
+    let program = directory()?.join(format!("{name}-{suffix}"));
+    let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+    compile(&fixture_source(name), &program, &flags)?;
     Ok(program)
+}
+
+/// How a program without shared libraries is linked.
+#[derive(Clone, Copy, Debug)]
+pub enum Static {
+    /// To run at a fixed address.
+    Fixed,
+    /// To run at any address.
+    Pie,
+    /// At a fixed address, and without symbols.
+    Stripped,
 }
 
 /// Path of the 32-bit build of C fixture `name`.
@@ -206,7 +300,7 @@ pub(crate) fn compile(source: &Path, program: &Path, more: &[String]) -> Result<
     compile_with(compiler, source, program, more)
 }
 
-/// Compiles `source`, if need be; `more` is for compilers of C and C++.
+/// Compiles `source`, if need be; `more` is not for Go.
 pub(crate) fn compile_with(
     compiler: &str,
     source: &Path,
@@ -233,7 +327,7 @@ pub(crate) fn compile_with(
                 "-g",
                 "-Cforce-frame-pointers=yes",
             ]);
-            command.arg("-o").arg(&unfinished).arg(source);
+            command.args(more).arg("-o").arg(&unfinished).arg(source);
         }
         "go" => {
             command.args(["build", "-o"]).arg(&unfinished).arg(source);
@@ -259,7 +353,7 @@ pub(crate) fn compile_with(
 }
 
 /// Whether `program` is newer than everything it may be made of (all sources:
-/// they are few) and this file, which says how.
+/// they are few) and the files that say how.
 fn is_fresh(program: &Path) -> Result<bool> {
     let Ok(built) = fs::metadata(program).and_then(|metadata| metadata.modified()) else {
         return Ok(false);
@@ -267,8 +361,11 @@ fn is_fresh(program: &Path) -> Result<bool> {
     if prebuilt().is_some() {
         return Ok(true);
     }
-    let how = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/build.rs");
-    let mut newest = fs::metadata(how)?.modified()?;
+    let mut newest = std::time::UNIX_EPOCH;
+    for how in ["src/build.rs", "src/targets.rs"] {
+        let how = Path::new(env!("CARGO_MANIFEST_DIR")).join(how);
+        newest = newest.max(fs::metadata(how)?.modified()?);
+    }
     for entry in fs::read_dir(sources()).context("listing the fixtures' sources")? {
         newest = newest.max(entry?.metadata()?.modified()?);
     }

@@ -70,6 +70,13 @@ impl Start {
         self
     }
 
+    /// Runs it in a directory.
+    #[must_use]
+    pub fn current_dir(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
+        self
+    }
+
     /// Gives way to leaktrace, which is nice itself: for fixtures that would
     /// take all processors while it attaches.
     #[must_use]

@@ -19,6 +19,8 @@ pub mod report;
 pub mod scenes;
 pub mod speed;
 pub mod suite;
+pub mod targets;
 pub mod terminal;
 pub mod tracer;
+pub mod truth;
 pub mod userspaces;

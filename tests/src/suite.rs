@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::{build, features, tracer};
+use crate::{build, features, fixture::which, tracer};
 
 /// What a case needs of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +28,14 @@ pub enum Need {
     Go,
     /// A C compiler that also makes 32-bit programs.
     C32,
+    /// A program, by its path or its name.
+    Program(&'static str),
 }
 
 /// One case: a name, what it needs, and what it does.
 pub struct Case {
     name: String,
-    needs: &'static [Need],
+    needs: Vec<Need>,
     run: Box<dyn Fn() -> Result<()> + Send>,
     /// Kernel features that leaktrace is to do without.
     without: String,
@@ -41,14 +43,10 @@ pub struct Case {
 
 /// A case called `name` that runs where all of `needs` are met.
 #[must_use]
-pub fn case(
-    name: &'static str,
-    needs: &'static [Need],
-    run: impl Fn() -> Result<()> + Send + 'static,
-) -> Case {
+pub fn case(name: &str, needs: &[Need], run: impl Fn() -> Result<()> + Send + 'static) -> Case {
     Case {
         name: name.to_owned(),
-        needs,
+        needs: needs.to_vec(),
         run: Box::new(run),
         without: String::new(),
     }
@@ -146,6 +144,10 @@ impl Need {
             Self::Rust => missing_compiler("rustc", "--version", "sites"),
             Self::Go => missing_compiler("go", "version", "growing")
                 .or_else(|| missing_compiler("gcc", "--version", "growing")),
+            // A name with directories stands for itself.
+            Self::Program(name) => which(name)
+                .is_err()
+                .then(|| format!("{name} is not installed")),
             Self::C32 => build::can_make_32_bit().map_or_else(
                 |error| Some(format!("{error:#}")),
                 |can| (!can).then(|| "gcc can't link 32-bit programs (gcc-multilib)".into()),

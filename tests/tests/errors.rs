@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
-    build,
+    build::{self, Static},
     features::{self, ESSENTIAL},
     fixture::{self, Fixture, Start},
     suite::{self, Case, Need, NotHere, case},
@@ -237,16 +237,16 @@ fn bits_32() -> Result<()> {
 }
 
 fn static_program() -> Result<()> {
-    let program = build::static_fixture("sleeper")
+    let program = build::static_fixture("sleeper", Static::Stripped)
         .map_err(|error| NotHere(format!("no static C library: {error:#}")))?;
     let fixture = Start::program::<&str>(&program, &[]).start()?;
     let pid = fixture.pid();
     attach_fails(
         pid,
         &format!(
-            "{pid} (sleeper-static) maps no file with a known allocator, so there is nothing to \
-             watch; it maps {}. A statically linked program cannot be traced yet; `leaktrace \
-             doctor {pid}` says more",
+            "{pid} (sleeper-static-) maps no file with a known allocator, so there is nothing to \
+             watch; it maps {}. (In a statically linked program it is found by its symbols, which \
+             `strip` removes.) `leaktrace doctor {pid}` says more",
             program.display()
         ),
     )

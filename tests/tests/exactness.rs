@@ -1,10 +1,11 @@
 //! What leaktrace reports is equal to the ledger that the fixture kept: bytes
 //! and blocks, allocated and given back, site by site.
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
+    build,
     comparison::{check_exact, check_ledger, check_mixed, check_sums, truths},
     features::{self, FALLBACKS},
     fixture::{Fixture, Start},
@@ -24,9 +25,19 @@ fn main() -> ExitCode {
         case("a_full_stack_table_keeps_the_blocks", C, full_stack_table),
         case("stacks_are_whole_up_to_127_callers", C, deep_stacks),
         case(
-            "cxx_and_libc_wrappers_in_total",
+            "cxx_and_libc_wrappers_by_site",
             &[Need::Tracing, Need::Cxx],
-            family_total,
+            || family(&build::fixture("family")?),
+        ),
+        case(
+            "cxx_and_libc_wrappers_by_site_without_frame_pointers",
+            &[Need::Tracing, Need::Cxx],
+            || family(&build::without_frame_pointers("family")?),
+        ),
+        case(
+            "calls_of_code_without_frame_pointers",
+            C,
+            mixed_without_frame_pointers,
         ),
         case(
             "cxx_and_libc_wrappers_by_size",
@@ -41,6 +52,11 @@ fn main() -> ExitCode {
     suite::main(cases)
 }
 
+fn mixed_without_frame_pointers() -> Result<()> {
+    let program = build::without_frame_pointers("mixed")?;
+    mixed_of(&program, 8, scaled(1_000_000, 60_000))
+}
+
 /// Room in a thread's ledger for `calls` calls and those that it makes at a
 /// crawl meanwhile.
 fn room(calls: u64) -> String {
@@ -50,9 +66,14 @@ fn room(calls: u64) -> String {
 /// Attaches in the middle of the work of `threads` threads, lets them make
 /// `calls` calls in all, detaches while they go on, and compares.
 fn mixed(threads: u64, calls: u64) -> Result<()> {
+    mixed_of(&build::fixture("mixed")?, threads, calls)
+}
+
+/// The same of this build of the fixture.
+fn mixed_of(program: &Path, threads: u64, calls: u64) -> Result<()> {
     let each = calls / threads;
     let arguments = [threads.to_string(), "500".into(), room(each)];
-    let mut fixture = Start::new("mixed", &arguments)?
+    let mut fixture = Start::program(program, &arguments)
         .with_ledger()?
         .nice()
         .start()?;
@@ -231,21 +252,22 @@ fn deep_stacks() -> Result<()> {
     fixture.finish_well()
 }
 
-/// operator new and delete in all their forms, strdup and strndup count once,
-/// by way of malloc.
-fn family_total() -> Result<()> {
-    let mut fixture = Fixture::start("family", &[])?;
+/// What allocates for its caller counts once, by way of malloc, and belongs to
+/// the function that asked.
+fn family(program: &Path) -> Result<()> {
+    let mut fixture = Start::program::<&str>(program, &[]).start()?;
     let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
+    fixture.tell("work")?;
     fixture.tell("work")?;
     let report = tracer.report()?;
     check_exact(&report)?;
-    fixture.sums()?.check_total(&report)?;
+    fixture.sums()?.check_by_function(&report, "site_")?;
     fixture.finish_well()
 }
 
 /// The same for each size by itself, through the size filter.
 fn family_by_size() -> Result<()> {
-    for (size, blocks) in [(7_u64, 8_u64), (21, 9), (24, 110), (1000, 50), (5000, 20)] {
+    for (size, blocks) in [(7_u64, 8_u64), (21, 9), (256, 6), (301, 7)] {
         let mut fixture = Fixture::start("family", &[])?;
         let text = size.to_string();
         let tracer = tracer::Start::attach(fixture.pid())?

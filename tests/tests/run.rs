@@ -10,12 +10,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
-    build,
+    build::{self, Static},
     children::only_child,
-    comparison::{Expected, check_exact},
+    comparison::{Expected, Sums, check_exact},
     fixture::last_error,
     report::Report,
-    suite::{self, Need, case},
+    suite::{self, Need, NotHere, case},
     terminal::wait_for_state,
     tracer::{Ended, Start},
 };
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         case("exit_status_is_the_commands", C, exit_status),
         case("death_by_signal_is_128_and_more", C, death_by_signal),
         case("stdin_and_stdout_pass_through", C, pass_through),
+        case("a_static_program", C, static_program),
         case("signals_pass_through", C, signals),
         case("command_has_its_own_niceness_and_oom_score", C, whoami),
         case("command_runs_as_another_user", C, other_user),
@@ -120,6 +121,30 @@ fn death_by_signal() -> Result<()> {
     Ok(())
 }
 
+/// It has malloc inside, and no loader.
+fn static_program() -> Result<()> {
+    let program = build::static_fixture("leaver", Static::Fixed)
+        .map_err(|error| NotHere(format!("no static C library: {error:#}")))?;
+    let mut start = Start::run(&[], &[program.display().to_string()])?;
+    let mut input = tempfile::tempfile()?;
+    input.write_all(b"allocate\nexit 0\n")?;
+    std::io::Seek::rewind(&mut input)?;
+    start.command().stdin(Stdio::from(input));
+    let ended = start.ended()?;
+    ended.expect_status(0)?;
+    let report = ended.report()?;
+    check_exact(&report)?;
+    // The C library's own start counts as well.
+    let kept = report.by_function("keeps").get("keeps").copied();
+    let wanted = Sums {
+        alloc_bytes: 1000,
+        alloc_blocks: 10,
+        ..Sums::default()
+    };
+    ensure!(kept == Some(wanted), "{kept:?}");
+    Ok(())
+}
+
 /// Bytes go through unchanged; what leaktrace itself says is on stderr or comes
 /// after them.
 fn pass_through() -> Result<()> {
@@ -181,7 +206,7 @@ fn other_user() -> Result<()> {
     let passwd = std::fs::read_to_string("/etc/passwd")?;
     let nobody = passwd.lines().find(|line| line.starts_with("nobody:"));
     let Some(uid) = nobody.and_then(|line| line.split(':').nth(2)) else {
-        return Err(suite::NotHere("there is no user nobody".into()).into());
+        return Err(NotHere("there is no user nobody".into()).into());
     };
     // Where that user can execute it.
     let directory = tempfile::tempdir_in("/tmp")?;

@@ -2,29 +2,17 @@
 //! unwinder finds inside the process, frame by frame: `fixtures/stacks.cpp` under
 //! `fixtures/truth.c`.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fs,
-    path::Path,
-    process::ExitCode,
-};
+use std::{collections::HashMap, process::ExitCode};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use leaktrace_tests::{
-    build, features,
-    fixture::{Fixture, Start},
-    report::Report,
+    build,
+    fixture::Start,
     suite::{self, Need, case, scaled},
-    tracer,
+    truth::{self, COMPLETE, KEPT, TOO_DEEP, Traced},
 };
 
 const CXX: &[Need] = &[Need::Tracing, Need::C, Need::Cxx];
-/// The preloaded library.
-const TRUTH: &str = "libtruth";
-/// Frames that leaktrace keeps of one stack, from the preloaded library's on.
-const KEPT: usize = 127;
-/// How a complete stack ends.
-const COMPLETE: &str = "complete";
 
 fn main() -> ExitCode {
     suite::main(vec![
@@ -38,116 +26,18 @@ fn main() -> ExitCode {
     ])
 }
 
-/// A frame: the file's name and the offset there of the byte before the return
-/// address.
-type Place = (String, u64);
-/// How many allocations each stack has made.
-type Stacks = HashMap<Vec<Place>, u64>;
-
-struct Traced {
-    report: Report,
-    truth: Stacks,
-}
-
-/// Attaches, has the fixture carry out the commands, detaches.
+/// Attaches to the fixture, has it carry out the commands, detaches.
 fn traced(options: &[&str], commands: &[&str]) -> Result<Traced> {
     let plugin = build::library("plugin")?;
-    let library = build::library("truth")?;
-    let mut fixture: Fixture = Start::new("stacks", &[&plugin])?
-        .env("LD_PRELOAD", &library.display().to_string())
-        .start()?;
-    let mut start = tracer::Start::attach(fixture.pid())?;
-    for option in options {
-        start = start.arg(option);
-    }
-    let tracer = start.attached()?;
-    for command in commands {
-        fixture.tell(command)?;
-    }
-    let report = tracer.report()?;
-    let directory = tempfile::tempdir().context("making a directory")?;
-    let path = directory.path().join("truth");
-    fixture.tell(&format!("truth {}", path.display()))?;
-    features::check(&report)?;
-    let truth = read_truth(&fs::read_to_string(&path)?)?;
-    Ok(Traced { report, truth })
-}
-
-fn read_truth(text: &str) -> Result<Stacks> {
-    let mut stacks = Stacks::new();
-    for line in text.lines() {
-        let mut words = line.split(' ');
-        let count: u64 = words.next().context("an empty line")?.parse()?;
-        let frames = words.map(|word| -> Result<Place> {
-            let (file, offset) = word.rsplit_once(':').context("a frame without offset")?;
-            Ok((plain(file), u64::from_str_radix(offset, 16)?))
-        });
-        // The first is the preloaded malloc itself, somewhere inside it.
-        let frames: Vec<Place> = frames.skip(1).collect::<Result<_>>()?;
-        let kept = frames.len().min(KEPT - 1);
-        *stacks.entry(frames[..kept].to_vec()).or_default() += count;
-    }
-    Ok(stacks)
-}
-
-/// A library's name without its version: the loader knows another one than the
-/// kernel, by a symbolic link.
-fn plain(name: &str) -> String {
-    let plain = name.split_once(".so").map_or(name, |(plain, _)| plain);
-    plain.to_owned()
-}
-
-/// The stacks that pass through the preloaded library, without the C library's
-/// malloc and its own, by how they ended.
-fn seen(report: &Report) -> BTreeMap<String, Stacks> {
-    let mut all: BTreeMap<String, Stacks> = BTreeMap::new();
-    for stack in &report.stacks {
-        let frames: Vec<Place> = stack
-            .frames
-            .iter()
-            .filter(|frame| !frame.inlined)
-            .map(|frame| {
-                let path = Path::new(frame.module.as_deref().unwrap_or_default());
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                (plain(&name), frame.file_offset.unwrap_or_default())
-            })
-            .collect();
-        if frames.get(1).is_some_and(|(file, _)| file == TRUTH) {
-            let ended = all.entry(stack.end.clone()).or_default();
-            *ended.entry(frames[2..].to_vec()).or_default() += stack.alloc_blocks;
-        }
-    }
-    all
+    truth::traced(Start::new("stacks", &[&plugin])?, options, commands)
 }
 
 /// No complete stack is wrong, and of the fixture's allocations at most one in
 /// `one_in` is missing among the complete ones.
 fn check(traced: &Traced, one_in: u64) -> Result<()> {
-    let seen = seen(&traced.report);
-    let complete = seen.get(COMPLETE).cloned().unwrap_or_default();
-    for (frames, count) in &complete {
-        let known = traced.truth.get(frames).copied().unwrap_or(0);
-        ensure!(
-            *count <= known,
-            "a complete stack was seen {count} times, and was there {known} times:\n{frames:#x?}"
-        );
-    }
-    let all: u64 = seen.values().flat_map(HashMap::values).sum();
-    let right: u64 = complete.values().sum();
-    let others: Vec<(&String, u64)> = seen
-        .iter()
-        .map(|(end, stacks)| (end, stacks.values().sum()))
-        .collect();
-    eprintln!(
-        "{right} of {all} stacks complete and right, {} different: {others:?}",
-        complete.len()
-    );
-    ensure!(all > 0, "nothing was seen");
-    ensure!(
-        (all - right).saturating_mul(one_in) <= all,
-        "only {right} of {all} stacks are complete: {others:?}"
-    );
-    Ok(())
+    let comparison = traced.compare()?;
+    eprintln!("{comparison}");
+    comparison.is_complete_but_for(one_in)
 }
 
 fn rounds() -> String {
@@ -168,19 +58,18 @@ fn too_deep() -> Result<()> {
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     let traced = traced(&[], &commands)?;
     check(&traced, 1)?;
-    let seen = seen(&traced.report);
+    let seen = &traced.seen;
     let deepest = |end: &str| {
         let stacks = seen.get(end).into_iter().flat_map(HashMap::keys);
         stacks.map(Vec::len).max().unwrap_or(0)
     };
-    let cut = "deeper than 127 frames";
     ensure!(
-        deepest(COMPLETE) == KEPT - 1 && deepest(cut) == KEPT - 1,
+        deepest(COMPLETE) == KEPT - 1 && deepest(TOO_DEEP) == KEPT - 1,
         "the deepest have {} and {} frames",
         deepest(COMPLETE),
-        deepest(cut)
+        deepest(TOO_DEEP)
     );
-    for frames in seen.get(cut).into_iter().flat_map(HashMap::keys) {
+    for frames in seen.get(TOO_DEEP).into_iter().flat_map(HashMap::keys) {
         ensure!(
             traced.truth.contains_key(frames),
             "a stack that is too deep is wrong: {frames:#x?}"
@@ -193,10 +82,11 @@ fn too_deep() -> Result<()> {
 fn plugin() -> Result<()> {
     let traced = traced(&[], &["plugin"])?;
     check(&traced, 1)?;
-    let seen = seen(&traced.report);
-    let complete = seen.get(COMPLETE).cloned().unwrap_or_default();
-    let of_plugin = complete
-        .keys()
+    let of_plugin = traced
+        .seen
+        .get(COMPLETE)
+        .into_iter()
+        .flat_map(HashMap::keys)
         .filter(|frames| frames.iter().any(|(file, _)| file == "libplugin"))
         .count();
     ensure!(

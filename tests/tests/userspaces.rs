@@ -1,10 +1,14 @@
 //! Targets that other distributions built: the numbers are as exact as for the C
 //! library that the tests themselves were built with, or the refusal says why.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Result, ensure};
 use leaktrace_tests::{
+    build::{self, Static},
     comparison::check_mixed,
     fixture::{Fixture, Start},
     scenes::check_nested,
@@ -17,7 +21,9 @@ fn main() -> ExitCode {
     suite::main(vec![
         case("old_glibc_behind_a_chroot", C, old_library),
         case("musl", C, musl),
-        case("static_musl_is_refused", C, static_musl),
+        case("static_musl", C, static_musl),
+        case("static_glibc", C, || static_glibc(Static::Fixed)),
+        case("static_pie_glibc", C, || static_glibc(Static::Pie)),
         case("functions_that_begin_with_endbr64", C, landing_pads),
     ])
 }
@@ -53,35 +59,21 @@ fn old_library() -> Result<()> {
 }
 
 fn musl() -> Result<()> {
-    let program = built(userspaces::with_musl("mixed"))?;
-    work(
-        Start::program(&program, &MIXED)
-            .with_ledger()?
-            .nice()
-            .start()?,
-    )
+    mixed(userspaces::with_musl("mixed"))
 }
 
-/// It has malloc inside; `doctor` says the same of it as `attach`.
 fn static_musl() -> Result<()> {
-    let program = built(userspaces::with_static_musl("sleeper"))?;
-    let fixture = Start::program::<&str>(&program, &[]).start()?;
-    let refused = tracer::Start::attach(fixture.pid())?.ended()?;
-    refused.expect_status(1)?;
-    let said = refused.stderr.join("\n");
-    let sentence = "maps no file with a known allocator";
-    ensure!(said.contains(sentence), "{said:?}");
-    ensure!(
-        said.contains("A statically linked program cannot be traced yet"),
-        "{said:?}"
-    );
-    let doctor = tracer::Start::bare(&["doctor", &fixture.pid().to_string()])?.ended()?;
-    ensure!(
-        doctor.stdout.contains("statically linked"),
-        "doctor says {:?}",
-        doctor.stdout
-    );
-    Ok(())
+    mixed(userspaces::with_static_musl("mixed"))
+}
+
+fn static_glibc(how: Static) -> Result<()> {
+    mixed(build::static_fixture("mixed", how))
+}
+
+/// This build of `mixed`.
+fn mixed(program: Result<PathBuf>) -> Result<()> {
+    let program = Start::program(&built(program)?, &MIXED);
+    work(program.with_ledger()?.nice().start()?)
 }
 
 /// The choice of probe sites steps over that instruction.

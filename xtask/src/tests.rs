@@ -11,7 +11,7 @@ pub mod tally;
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -35,6 +35,16 @@ pub struct Options {
     filter: Option<String>,
 }
 
+impl Options {
+    fn scale(&self) -> &'static str {
+        match (self.long, self.quick) {
+            (true, _) => "long",
+            (_, true) => "quick",
+            _ => "full",
+        }
+    }
+}
+
 /// Runs all tests and prints, as the last line, how many passed, failed and
 /// were skipped. False when a test failed.
 ///
@@ -42,10 +52,11 @@ pub struct Options {
 /// Something does not build, or cannot be started.
 pub fn run(options: &Options) -> Result<bool> {
     install_compilers();
+    install_targets(options.quick);
     process::say("building the release binary, the tests and their fixtures");
     let leaktrace = build_release()?;
     let tests = binaries::build()?;
-    build_fixtures()?;
+    build_fixtures(options.scale())?;
 
     let mut tally = Tally::default();
     for test in tests.iter().filter(|test| !test.needs_root) {
@@ -71,10 +82,8 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// Compilers and libraries for fixtures. Without one, its fixtures' tests say that they did
-/// not run, so a failure here is only said.
+/// Compilers and libraries for fixtures.
 pub fn install_compilers() {
-    let purpose = "the tests' fixtures";
     let has_32_bit = || {
         process::text(Command::new("gcc").args(["-m32", "-print-file-name=Scrt1.o"]))
             .is_ok_and(|path| path.starts_with('/'))
@@ -86,12 +95,42 @@ pub fn install_compilers() {
         ("gcc-multilib", has_32_bit()),
         ("musl-tools", process::exists("musl-gcc")),
     ];
+    install_missing(&wanted, "the tests' fixtures");
+    userspaces::fetch();
+}
+
+/// Other people's programs, whose stacks are looked at, and other compilers and
+/// linkers; only the small ones for the short scale.
+fn install_targets(is_quick: bool) {
+    let is_there = |name: &str| Path::new("/usr/bin").join(name).exists();
+    let small = [
+        ("perl", is_there("perl")),
+        ("python3", is_there("python3")),
+        ("git", is_there("git")),
+    ];
+    let large = [
+        ("clang", is_there("clang++")),
+        ("lld", is_there("ld.lld")),
+        // A part of binutils before Debian 13.
+        ("binutils-gold", is_there("ld.gold")),
+        ("nodejs", is_there("node")),
+        ("default-jre-headless", is_there("java")),
+    ];
+    let purpose = "tests of their stacks";
+    install_missing(&small, purpose);
+    if !is_quick {
+        install_missing(&large, purpose);
+    }
+}
+
+/// Without a package, the tests that need it say that they did not run, so a
+/// failure here is only said.
+fn install_missing(wanted: &[(&str, bool)], purpose: &str) {
     for (package, is_there) in wanted {
         if !is_there && let Err(error) = packages::install(&[package], purpose) {
             process::say(&format!("going on without {package}: {error:#}"));
         }
     }
-    userspaces::fetch();
 }
 
 /// Builds leaktrace as it is shipped; returns the binary's path.
@@ -110,30 +149,29 @@ pub fn build_release() -> Result<PathBuf> {
     Ok(project::target_dir().join("release/leaktrace"))
 }
 
-/// Built now and by the caller, so that root needs no compilers.
+/// Those of a scale, built now and by the caller, so that root needs no compilers.
 ///
 /// # Errors
 /// The program that builds them does not compile.
-pub fn build_fixtures() -> Result<()> {
+pub fn build_fixtures(scale: &str) -> Result<()> {
     process::run(
         toolchain::cargo()
             .current_dir(project::root())
             .args(["run", "--quiet", "--locked", "--package", "leaktrace-tests"])
             .args(["--bin", "build-fixtures"])
+            .env("LEAKTRACE_SCALE", scale)
             .stdout(Stdio::null()),
     )
 }
 
 /// As arguments of `env`, because sudo passes no environment on.
-fn environment(leaktrace: &std::path::Path, options: &Options) -> Vec<OsString> {
+fn environment(leaktrace: &Path, options: &Options) -> Vec<OsString> {
     let mut binary = OsString::from("LEAKTRACE_BIN=");
     binary.push(leaktrace);
-    let scale = match (options.long, options.quick) {
-        (true, _) => "long",
-        (_, true) => "quick",
-        _ => "full",
-    };
-    vec![binary, format!("LEAKTRACE_SCALE={scale}").into()]
+    vec![
+        binary,
+        format!("LEAKTRACE_SCALE={}", options.scale()).into(),
+    ]
 }
 
 /// Why nothing can run as root here, if so.

@@ -1,7 +1,8 @@
 //! Finds the allocator's functions in a file that a target maps, and the
 //! places to probe them.
 //!
-//! Every mapped file that exports a family of the [`catalogue`] is watched. If
+//! Every mapped file that exports a family of the [`catalogue`] is watched, and a
+//! static program that has one by its symbol table. If
 //! several do (a preloaded library and libc), all of them are: which one a call
 //! reaches depends on who calls, and a call from one into the other is part of
 //! the outer call, which the programs recognise by the stack pointer. Old
@@ -137,7 +138,16 @@ pub fn discover(
     }))
 }
 
-/// The family with what the file exports of it, if it has the family.
+/// Whether the file has an allocator of the catalogue.
+#[must_use]
+pub fn is_in(file: &ElfFile<'_>) -> bool {
+    FAMILIES
+        .iter()
+        .any(|family| family_of(file, family).is_some())
+}
+
+/// The family with what the file has of it, if it has the family: of what it
+/// exports, or, in a static program, of its symbols.
 fn family_of<'f>(
     file: &ElfFile<'_>,
     family: &'f Family,
@@ -147,7 +157,11 @@ fn family_of<'f>(
         .iter()
         .map(|function| function.name)
         .collect();
-    let exported = file.exported_functions(&names);
+    let exported = if file.is_static() {
+        file.linked_functions(&names)
+    } else {
+        file.exported_functions(&names)
+    };
     let has = |name: &&str| exported.iter().any(|function| function.name == **name);
     family
         .recognised_by

@@ -9,6 +9,7 @@ use super::{
     unwinding::{Unwinding, code_without_file, unwinding_check},
 };
 use crate::{
+    allocator,
     elf::ElfFile,
     target::{
         Denial, Process, TargetError,
@@ -109,26 +110,20 @@ struct File {
     deleted: bool,
     symbols: Result<Symbols, String>,
     unwinding: Result<Unwinding, Reason>,
-    exports_malloc: bool,
+    has_malloc: bool,
     /// It is a program without a loader.
     is_static: bool,
 }
 
 impl File {
     fn look_into(file: &MappedFile) -> Self {
-        let (symbols, unwinding, exports_malloc, is_static) = match file.map() {
+        let (symbols, unwinding, has_malloc, is_static) = match file.map() {
             Ok(bytes) => {
                 let elf = ElfFile::parse(&bytes).ok();
-                let exports = |elf: &ElfFile<'_>| {
-                    let functions = elf.exported_functions(&["malloc", "free"]);
-                    ["malloc", "free"]
-                        .iter()
-                        .all(|name| functions.iter().any(|function| function.name == *name))
-                };
                 (
                     Symbols::read(&bytes, file.path()),
                     Unwinding::read(&bytes),
-                    elf.as_ref().is_some_and(exports),
+                    elf.as_ref().is_some_and(allocator::is_in),
                     elf.as_ref().is_some_and(ElfFile::is_static),
                 )
             }
@@ -140,7 +135,7 @@ impl File {
             deleted,
             symbols,
             unwinding,
-            exports_malloc,
+            has_malloc,
             is_static,
         }
     }
@@ -178,8 +173,8 @@ impl File {
 
 fn allocator_checks(process: &Process, files: &[File]) -> Vec<Check> {
     const NAME: &str = "allocator";
-    const NOT_YET: &str = "nothing mends it yet: only functions that a mapped file exports as \
-        malloc and free are watched; link the program dynamically if you can";
+    const NOT_YET: &str = "watched are functions that a mapped file exports as malloc and free, or \
+        that a static program has by its symbol table: run one that was not stripped";
     let mut checks = Vec::new();
     for file in files {
         let names: Vec<_> = file.allocators().iter().map(|known| known.name).collect();
@@ -187,10 +182,14 @@ fn allocator_checks(process: &Process, files: &[File]) -> Vec<Check> {
             [] => "an allocator that is not known by name".to_owned(),
             names => names.join(" and "),
         };
-        if file.exports_malloc {
+        if file.has_malloc {
             checks.push(Check::ok(
                 NAME,
-                format!("{} exports malloc: {known}", file.path.display()),
+                if file.is_static {
+                    format!("{} statically linked, with {known}", file.path.display())
+                } else {
+                    format!("{} exports malloc: {known}", file.path.display())
+                },
             ));
         } else if file.allocators().contains(&&GO) {
             checks.push(Check::warning(
@@ -219,7 +218,7 @@ fn allocator_checks(process: &Process, files: &[File]) -> Vec<Check> {
             ));
         }
     }
-    if !files.iter().any(|file| file.exports_malloc) {
+    if !files.iter().any(|file| file.has_malloc) {
         let list: Vec<_> = files.iter().map(|file| file.path.clone()).collect();
         let error = TargetError::no_allocator(process, list);
         checks.push(Check::failed(NAME, error.to_string(), NOT_YET));
@@ -343,8 +342,9 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_static_program_fails_with_the_reason() {
+    /// What is said about the allocator of a static program, of its symbols, its
+    /// path and its id; `None` when there is no compiler.
+    fn of_static_program(flags: &[&str]) -> Option<(Vec<String>, Vec<String>, String, u32)> {
         let directory = tempfile::tempdir().unwrap();
         let (source, exe) = (
             directory.path().join("main.c"),
@@ -355,6 +355,7 @@ mod tests {
         fs::write(&source, code).unwrap();
         let status = Command::new("gcc")
             .arg("-static")
+            .args(flags)
             .arg(&source)
             .arg("-o")
             .arg(&exe)
@@ -363,33 +364,44 @@ mod tests {
             Ok(status) => assert!(status.success()),
             Err(error) => {
                 eprintln!("not run: no gcc ({error})");
-                return;
+                return None;
             }
         }
         let child = Running::start(&mut Command::new(&exe));
         let process = Process::open(child.pid()).unwrap();
         let checks = target_checks(&process);
-        let allocators = texts(&checks, "allocator");
-        let shown = exe.display();
+        Some((
+            texts(&checks, "allocator"),
+            texts(&checks, "symbols"),
+            exe.display().to_string(),
+            child.pid(),
+        ))
+    }
+
+    #[test]
+    fn a_static_program_is_known_by_its_symbols() {
+        let Some((allocators, symbols, exe, _)) = of_static_program(&[]) else {
+            return;
+        };
         assert_eq!(
             allocators,
-            [
-                format!(
-                    "warn {shown} statically linked, with glibc compiled in, and does not export \
-                     it: what it allocates there is not seen"
-                ),
-                format!(
-                    "FAIL {} (alone) maps no file with a known allocator, so there is nothing to \
-                     watch; it maps {shown}. A statically linked program cannot be traced yet; \
-                     `leaktrace doctor {}` says more",
-                    child.pid(),
-                    child.pid()
-                ),
-            ]
+            [format!("ok {exe} statically linked, with glibc")]
         );
+        assert_eq!(symbols, [format!("ok {exe}: functions, no source lines")]);
+    }
+
+    #[test]
+    fn a_stripped_static_program_fails_with_the_reason() {
+        let Some((allocators, _, exe, pid)) = of_static_program(&["-s"]) else {
+            return;
+        };
         assert_eq!(
-            texts(&checks, "symbols"),
-            [format!("ok {shown}: functions, no source lines")]
+            allocators,
+            [format!(
+                "FAIL {pid} (alone) maps no file with a known allocator, so there is nothing to \
+                 watch; it maps {exe}. (In a statically linked program it is found by its symbols, \
+                 which `strip` removes.) `leaktrace doctor {pid}` says more"
+            )]
         );
     }
 
@@ -411,7 +423,7 @@ mod tests {
             deleted: true,
             symbols: Ok(symbols),
             unwinding: Err(Reason::NoInformation),
-            exports_malloc: false,
+            has_malloc: false,
             is_static: false,
         };
         let check = symbol_check(

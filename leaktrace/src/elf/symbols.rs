@@ -1,4 +1,4 @@
-//! Functions that a file exports.
+//! Functions that a file exports, or has by its symbol table.
 
 use std::collections::HashSet;
 
@@ -7,6 +7,8 @@ use object::{LittleEndian, elf, pod, read::elf::SectionHeader as _};
 use super::{ENDIAN, ElfFile};
 
 type Symbol = elf::Sym64<LittleEndian>;
+/// Symbols and their names.
+type Table<'a> = (&'a [Symbol], &'a [u8]);
 
 /// Longer names are not looked at: it bounds the work on a string table
 /// without terminators.
@@ -15,7 +17,7 @@ const MAX_NAME: usize = 96;
 /// More versions of one name than this no library has.
 const MAX_VERSIONS: usize = 8;
 
-/// A function that a file exports.
+/// A function that others can call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportedFunction {
     /// Its name, without version.
@@ -47,56 +49,47 @@ impl ElfFile<'_> {
     /// file may have half a million.
     #[must_use]
     pub fn exported_functions(&self, names: &[&str]) -> Vec<ExportedFunction> {
-        let wanted: HashSet<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
-        let longest = names
-            .iter()
-            .map(|name| name.len())
-            .max()
-            .unwrap_or(0)
-            .min(MAX_NAME);
-        let Some((symbols, strings)) = self.dynamic_symbols() else {
+        self.dynamic_symbols()
+            .map_or_else(Vec::new, |table| functions(table, names, is_exported))
+    }
+
+    /// The same from the symbol table, which nobody needs to run the file: a
+    /// program without a loader exports nothing. Linkers make hidden names local
+    /// there, as glibc's own of malloc is; such a name counts when the file has it
+    /// once: else who knows which source file's it is.
+    #[must_use]
+    pub fn linked_functions(&self, names: &[&str]) -> Vec<ExportedFunction> {
+        let Some(table) = self.symbols_of(elf::SHT_SYMTAB) else {
             return Vec::new();
         };
-        let mut found: Vec<ExportedFunction> = Vec::new();
-        for symbol in symbols {
-            let Some(kind) = exported_kind(symbol) else {
-                continue;
-            };
-            let Some(name) = short_name(strings, symbol.st_name.get(ENDIAN), longest) else {
-                continue;
-            };
-            if !wanted.contains(name) {
-                continue;
-            }
-            let Ok(name) = std::str::from_utf8(name) else {
-                continue;
-            };
-            let function = ExportedFunction {
-                name: name.to_owned(),
-                address: symbol.st_value.get(ENDIAN),
-                size: symbol.st_size.get(ENDIAN),
-                kind,
-            };
-            if !found.contains(&function) {
-                found.push(function);
-            }
-            if found.len() >= names.len().saturating_mul(MAX_VERSIONS) {
-                break;
-            }
-        }
+        let mut found = functions(table, names, is_global);
+        let is_local = |symbol: &Symbol| !is_global(symbol);
+        let local = functions(table, names, is_local);
+        let count = |name: &str| local.iter().filter(|it| it.name == name).count();
+        let known: HashSet<String> = found.iter().map(|it| it.name.clone()).collect();
+        found.extend(
+            local
+                .iter()
+                .filter(|it| !known.contains(&it.name) && count(&it.name) == 1)
+                .cloned(),
+        );
         found
+    }
+
+    /// The symbols and names of the first section of this type.
+    fn symbols_of(&self, kind: u32) -> Option<Table<'_>> {
+        let mut sections = self.sections.iter();
+        let section = sections.find(|section| section.sh_type(ENDIAN) == kind)?;
+        let symbols = section.data_as_array(ENDIAN, self.data).ok()?;
+        let strings = self.sections.section(section.link(ENDIAN)).ok()?;
+        Some((symbols, strings.data(ENDIAN, self.data).ok()?))
     }
 
     /// The dynamic symbols and their names: by section, else by what the
     /// loader itself uses.
-    fn dynamic_symbols(&self) -> Option<(&[Symbol], &[u8])> {
-        for section in self.sections.iter() {
-            if section.sh_type(ENDIAN) != elf::SHT_DYNSYM {
-                continue;
-            }
-            let symbols = section.data_as_array(ENDIAN, self.data).ok()?;
-            let strings = self.sections.section(section.link(ENDIAN)).ok()?;
-            return Some((symbols, strings.data(ENDIAN, self.data).ok()?));
+    fn dynamic_symbols(&self) -> Option<Table<'_>> {
+        if let Some(table) = self.symbols_of(elf::SHT_DYNSYM) {
+            return Some(table);
         }
         let tables = self.dynamic_tables();
         let (symbols, strings) = (tables.symbols?, tables.strings?);
@@ -109,17 +102,68 @@ impl ElfFile<'_> {
     }
 }
 
-/// Whether a symbol is a function that other files can call.
-fn exported_kind(symbol: &Symbol) -> Option<FunctionKind> {
-    let section = symbol.st_shndx.get(ENDIAN);
+/// Those of a table's symbols that are functions with one of the names.
+fn functions(
+    (symbols, strings): Table<'_>,
+    names: &[&str],
+    counts: impl Fn(&Symbol) -> bool,
+) -> Vec<ExportedFunction> {
+    let wanted: HashSet<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
+    let longest = names
+        .iter()
+        .map(|name| name.len())
+        .max()
+        .unwrap_or(0)
+        .min(MAX_NAME);
+    let mut found: Vec<ExportedFunction> = Vec::new();
+    for symbol in symbols.iter().filter(|symbol| counts(symbol)) {
+        let Some(kind) = function_kind(symbol) else {
+            continue;
+        };
+        let Some(name) = short_name(strings, symbol.st_name.get(ENDIAN), longest) else {
+            continue;
+        };
+        if !wanted.contains(name) {
+            continue;
+        }
+        let Ok(name) = std::str::from_utf8(name) else {
+            continue;
+        };
+        let function = ExportedFunction {
+            name: name.to_owned(),
+            address: symbol.st_value.get(ENDIAN),
+            size: symbol.st_size.get(ENDIAN),
+            kind,
+        };
+        if !found.contains(&function) {
+            found.push(function);
+        }
+        if found.len() >= names.len().saturating_mul(MAX_VERSIONS) {
+            break;
+        }
+    }
+    found
+}
+
+/// Whether other files can see a symbol.
+fn is_exported(symbol: &Symbol) -> bool {
     let visible = matches!(
         symbol.st_visibility(),
         elf::STV_DEFAULT | elf::STV_PROTECTED
     );
+    visible && is_global(symbol)
+}
+
+/// Whether a symbol is known beyond its source file.
+fn is_global(symbol: &Symbol) -> bool {
+    symbol.st_bind() != elf::STB_LOCAL
+}
+
+/// What a symbol is, if it's a function.
+fn function_kind(symbol: &Symbol) -> Option<FunctionKind> {
+    let section = symbol.st_shndx.get(ENDIAN);
     if section == elf::SHN_UNDEF
         || section >= elf::SHN_LORESERVE && section != elf::SHN_XINDEX
-        || symbol.st_bind() == elf::STB_LOCAL
-        || !visible
         || symbol.st_value.get(ENDIAN) == 0
     {
         return None;

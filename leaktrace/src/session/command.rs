@@ -35,13 +35,6 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     };
     let prediction = loader::predict(&path, &loader::LoaderContext::of(&command))
         .context("finding the files that the command will map")?;
-    if prediction.is_static() {
-        bail!(
-            "{} is statically linked, so it maps no libc to watch; static programs cannot be \
-             traced yet",
-            prediction.program.display()
-        );
-    }
     let files: Vec<Arc<MappedFile>> = prediction
         .files()
         .filter_map(|path| MappedFile::open_path(path).ok())
@@ -62,13 +55,18 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let plan = Plan::of(&files, workbench.ability)?;
     if plan.files.is_empty() {
         bail!(
-            "{} will map no file with a known allocator, so there is nothing to watch; it maps {}",
+            "{} will map no file with a known allocator, so there is nothing to watch; it maps {}{}",
             prediction.program.display(),
             prediction
                 .files()
                 .map(|file| file.display().to_string())
                 .collect::<Vec<_>>()
-                .join(", ")
+                .join(", "),
+            if prediction.is_static() {
+                ". In a statically linked program it is found by its symbols, which `strip` removes"
+            } else {
+                ""
+            }
         );
     }
     progress.phase("attaching");

@@ -214,10 +214,7 @@ pub fn observe(
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
-    lines.push(messages::map_memory(
-        workbench.map_memory,
-        options.limits.max_blocks,
-    ));
+    lines.push(messages::map_memory(workbench.map_memory, &options.limits));
     lines.extend(greeting(
         &process,
         &plan,

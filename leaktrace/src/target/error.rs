@@ -85,8 +85,8 @@ pub enum TargetError {
     /// Nothing it maps exports malloc.
     #[error(
         "{pid} ({name}) maps no file with a known allocator, so there is nothing to watch; it \
-         maps {maps}. A statically linked program cannot be traced yet; `leaktrace doctor {pid}` \
-         says more"
+         maps {maps}. (In a statically linked program it is found by its symbols, which `strip` \
+         removes.) `leaktrace doctor {pid}` says more"
     )]
     NoAllocator {
         /// Its id.
@@ -300,8 +300,8 @@ mod tests {
         assert_eq!(
             error(vec!["/usr/bin/app".into(), "/lib/libx.so".into()]),
             "7 (app) maps no file with a known allocator, so there is nothing to watch; it maps \
-             /usr/bin/app, /lib/libx.so. A statically linked program cannot be traced yet; \
-             `leaktrace doctor 7` says more"
+             /usr/bin/app, /lib/libx.so. (In a statically linked program it is found by its \
+             symbols, which `strip` removes.) `leaktrace doctor 7` says more"
         );
         let many = error(
             (0..10)

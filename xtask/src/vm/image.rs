@@ -20,8 +20,8 @@ pub const FIXTURES: &str = "/fixtures";
 /// Where the guest finds leaktrace.
 pub const LEAKTRACE: &str = "/usr/bin/leaktrace";
 
-/// What lies among the fixtures and is none.
-const GO_CACHE: &str = "go-cache";
+/// What lies among the fixtures and is not for guests.
+const LEFT_OUT: [&str; 2] = ["go-cache", "builds"];
 
 /// The loader of programs that are linked with musl, which ldd does not name.
 const MUSL: &str = "/lib/ld-musl-x86_64.so.1";
@@ -48,7 +48,7 @@ pub fn build(dir: &Path) -> Result<PathBuf> {
     process::say("building the release binary, the tests and their fixtures");
     let leaktrace = build_release()?;
     let programs = binaries::build()?;
-    build_fixtures()?;
+    build_fixtures("guest")?;
     process::run(
         toolchain::cargo()
             .current_dir(project::root())
@@ -140,7 +140,7 @@ impl Root {
             let place = format!("{to}/{name}");
             if path.is_file() {
                 self.add(&path, &place)?;
-            } else if name != GO_CACHE {
+            } else if !LEFT_OUT.contains(&&*name) {
                 self.add_fixtures(&path, &place)?;
             }
         }

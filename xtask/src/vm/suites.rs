@@ -17,13 +17,13 @@ const FORCED: [&str; 2] = ["_without_", "_on_the_oldest_kernel"];
 
 /// Attaching takes seconds in a guest, so cases are left out whose point is made
 /// by another one.
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     Suite {
         program: "exactness",
         skipped: &[
             // More memory than a guest has.
             "more_than_a_million_live_blocks",
-            // In one trace: `in_total`.
+            // In one trace: `by_site`.
             "wrappers_by_size",
         ],
         for_races: true,
@@ -45,6 +45,15 @@ const SUITES: [Suite; 7] = [
             // In one trace: `calls_left_by_longjmp_one_after_another`.
             "call_left_by_longjmp",
             "nested_call",
+        ],
+        for_races: true,
+    },
+    Suite {
+        program: "stacks",
+        skipped: &[
+            // The same as `every_kind_of_frame`, where tables are all there is.
+            "by_tables_alone",
+            "frame_pointers_alone",
         ],
         for_races: true,
     },
