@@ -48,7 +48,7 @@ impl Maps {
             unwind,
             buckets,
             batched,
-            cpus: possible_cpus(),
+            cpus: possible_cpus()?,
         };
         maps.control.set_buckets(maps.trial_buckets());
         maps.prepare_sums()?;
