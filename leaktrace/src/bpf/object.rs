@@ -90,6 +90,9 @@ impl Default for Limits {
     }
 }
 
+/// For how many threads there is room where memory is short.
+const FEWEST_THREADS: u32 = 1024;
+
 /// Maps whose memory can be taken as they fill.
 const GROWING_MAPS: [&str; 4] = ["LIVE", "IN_FLIGHT", "STACKS", "SUMS"];
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -102,6 +105,15 @@ impl Limits {
             LiveForm::Slots => (buckets_for(self.max_blocks), 1),
             LiveForm::Hash => (1, self.max_blocks),
         }
+    }
+
+    /// The same with room for fewer threads, if they take more than `bytes`
+    /// otherwise: few processes have so many.
+    pub fn shrunk_to(mut self, bytes: u64, features: &Features) -> Self {
+        while self.max_threads > FEWEST_THREADS && self.memory_when_full(features) > bytes {
+            self.max_threads /= 2;
+        }
+        self
     }
 
     /// The options with which the maps take at most `bytes`: the larger table
@@ -452,6 +464,16 @@ mod tests {
         let needed = limits.memory_when_full(&features);
         assert!(needed <= ROOM && needed > ROOM / 3, "{text}: {needed}");
         limits
+    }
+
+    #[test]
+    fn where_memory_is_short_there_is_room_for_fewer_threads() {
+        let features = Features::default();
+        let threads = |bytes| Limits::default().shrunk_to(bytes, &features).max_threads;
+        let all = Limits::default().memory_when_full(&features);
+        assert_eq!(threads(all), Limits::default().max_threads);
+        assert_eq!(threads(all - 1), Limits::default().max_threads / 2);
+        assert_eq!(threads(0), FEWEST_THREADS);
     }
 
     #[test]

@@ -63,7 +63,9 @@ pub struct Workbench {
     pub program: Program,
     pub tracer: Tracer,
     pub calibration: Calibration,
-    /// What full maps take, bytes.
+    /// How much the maps hold.
+    pub limits: Limits,
+    /// What they take when full, bytes.
     pub map_memory: u64,
 }
 
@@ -90,7 +92,8 @@ impl Workbench {
         if let Some(objection) = jit::objection(jit::is_on()) {
             bail!("not attached: {objection}");
         }
-        let map_memory = check_memory(&limits, &features)?;
+        let limits = fit_memory(limits, &features)?;
+        let map_memory = limits.memory_when_full(&features);
         let ability = KernelAbility {
             nops: if features.has(Feature::LongNopEmulated) {
                 NopAbility::FastFiveByte
@@ -117,6 +120,7 @@ impl Workbench {
             program,
             tracer,
             calibration,
+            limits,
             map_memory,
         })
     }
@@ -214,7 +218,10 @@ pub fn observe(
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
-    lines.push(messages::map_memory(workbench.map_memory, &options.limits));
+    lines.push(messages::map_memory(
+        workbench.map_memory,
+        &workbench.limits,
+    ));
     lines.extend(greeting(
         &process,
         &plan,
@@ -345,12 +352,17 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .context("starting the runtime")
 }
 
-/// What full maps take; refuses maps that could take more than half of the memory that is there.
-fn check_memory(limits: &Limits, features: &Features) -> Result<u64> {
-    let needed = limits.memory_when_full(features);
+/// Limits with which the maps take at most half of the memory that is there: with room
+/// for fewer threads, if need be.
+///
+/// # Errors
+/// When that does not do.
+fn fit_memory(limits: Limits, features: &Features) -> Result<Limits> {
     let Ok(available) = available::available_memory() else {
-        return Ok(needed);
+        return Ok(limits);
     };
+    let limits = limits.shrunk_to(available / 2, features);
+    let needed = limits.memory_when_full(features);
     if needed > available / 2 {
         bail!(
             "not attached: its maps could take {} of kernel memory, more than half of the {} that \
@@ -360,7 +372,7 @@ fn check_memory(limits: &Limits, features: &Features) -> Result<u64> {
             limits.fitting(available / 9 * 4, features),
         );
     }
-    Ok(needed)
+    Ok(limits)
 }
 
 /// Separate debug files are looked for in the target's root as well.
