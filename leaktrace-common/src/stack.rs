@@ -127,10 +127,6 @@ pub struct StackRecord {
     pub end: u32,
     /// How many of `frames` are valid.
     pub depth: u32,
-    /// The generation of the mappings that it was walked by.
-    pub mappings: u32,
-    /// Always 0.
-    pub padding: u32,
     /// Frame 0 is the probed instruction in the watched function, the others
     /// are return addresses, from the caller outwards: the number of the file
     /// in the upper 16 bits with the offset there in the others, or an address
@@ -162,13 +158,11 @@ impl StackRecord {
         check: 0,
         end: 0,
         depth: 0,
-        mappings: 0,
-        padding: 0,
         frames: [0; MAX_FRAMES],
     };
 }
 
-const _: () = assert!(size_of::<StackRecord>() == 24 + 8 * MAX_FRAMES);
+const _: () = assert!(size_of::<StackRecord>() == 16 + 8 * MAX_FRAMES);
 const _: () = assert!(size_of::<StackSums>() == 40);
 
 #[cfg(feature = "user")]

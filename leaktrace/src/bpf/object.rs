@@ -15,6 +15,7 @@ use leaktrace_common::{
     remembered::RememberedWalk,
     stack::{StackRecord, StackSums},
     unwind::{CHUNK_ROWS, Chunk, FileRecord, MAX_FILES, MAX_RULES, MappingTable, Page, Rule},
+    vma::VmaLayout,
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
@@ -84,17 +85,14 @@ impl Default for Limits {
         Self {
             max_blocks: 1 << 20,
             max_stacks: 16384,
-            max_threads: 32768,
+            max_threads: 8192,
             tables: TableRoom::NONE,
         }
     }
 }
 
-/// For how many threads there is room where memory is short.
-const FEWEST_THREADS: u32 = 1024;
-
 /// Maps whose memory can be taken as they fill.
-const GROWING_MAPS: [&str; 4] = ["LIVE", "IN_FLIGHT", "STACKS", "SUMS"];
+const GROWING_MAPS: [&str; 5] = ["LIVE", "IN_FLIGHT", "STACKS", "SUMS", "FILE_NUMBERS"];
 const BPF_F_NO_PREALLOC: u32 = 1;
 
 impl Limits {
@@ -105,15 +103,6 @@ impl Limits {
             LiveForm::Slots => (buckets_for(self.max_blocks), 1),
             LiveForm::Hash => (1, self.max_blocks),
         }
-    }
-
-    /// The same with room for fewer threads, if they take more than `bytes`
-    /// otherwise: few processes have so many.
-    pub fn shrunk_to(mut self, bytes: u64, features: &Features) -> Self {
-        while self.max_threads > FEWEST_THREADS && self.memory_when_full(features) > bytes {
-            self.max_threads /= 2;
-        }
-        self
     }
 
     /// The options with which the maps take at most `bytes`: the larger table
@@ -181,6 +170,7 @@ impl Limits {
             + hash(self.max_threads, size_of::<u32>(), size_of::<InFlight>())
             + hash(self.max_stacks, size_of::<u64>(), size_of::<StackRecord>())
             + hash(self.max_stacks, size_of::<u64>(), size_of::<u64>())
+            + hash(MAX_FILES as u32, size_of::<u64>(), size_of::<u32>())
             + sums
             + cpus * size_of::<CounterBlock>() as u64
             + self.tables.memory()
@@ -246,6 +236,7 @@ impl ObjectSource {
 /// programs from it.
 pub struct Object {
     bytes: Vec<u8>,
+    vma_layout: VmaLayout,
 }
 
 impl Object {
@@ -258,7 +249,10 @@ impl Object {
                     .with_context(|| format!("the BPF object's map {name}"))?;
             }
         }
-        Ok(Self { bytes })
+        Ok(Self {
+            bytes,
+            vma_layout: features.vma_layout(),
+        })
     }
 
     /// Creates the maps (and makes aya's programs ready to be loaded).
@@ -266,6 +260,7 @@ impl Object {
         let (slots, hash) = limits.live_entries(form);
         let mut ebpf = EbpfLoader::new()
             .btf(None)
+            .override_global("VMA_LAYOUT", &self.vma_layout, true)
             .map_max_entries("LIVE", hash)
             .map_max_entries("LIVE_SLOTS", slots)
             .map_max_entries("STACKS", limits.max_stacks)
@@ -464,16 +459,6 @@ mod tests {
         let needed = limits.memory_when_full(&features);
         assert!(needed <= ROOM && needed > ROOM / 3, "{text}: {needed}");
         limits
-    }
-
-    #[test]
-    fn where_memory_is_short_there_is_room_for_fewer_threads() {
-        let features = Features::default();
-        let threads = |bytes| Limits::default().shrunk_to(bytes, &features).max_threads;
-        let all = Limits::default().memory_when_full(&features);
-        assert_eq!(threads(all), Limits::default().max_threads);
-        assert_eq!(threads(all - 1), Limits::default().max_threads / 2);
-        assert_eq!(threads(0), FEWEST_THREADS);
     }
 
     #[test]

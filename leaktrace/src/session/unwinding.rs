@@ -3,10 +3,14 @@
 //! thread looks for new mappings as long as it is traced.
 //!
 //! New code is learned from the kernel's records, where the mappings' source has
-//! them; else when a walk has met an address that no known mapping holds, which
-//! costs the target nothing as long as it maps nothing new. Once a second it is
-//! looked in any case, since what is mapped in place of something else goes
-//! unnoticed otherwise.
+//! them; else when the loader tells of it, or a walk has met an address that no
+//! known mapping holds: both cost the target nothing as long as it maps nothing
+//! new. Until then programs ask the kernel, where they can, and know the files
+//! that have a number here.
+//!
+//! Code that is unloaded: the loader tells the programs, which then trust no
+//! mapping until others are published. What else takes the place of a file is
+//! seen once a second, and its stacks are doubted from then on.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,7 +32,7 @@ use leaktrace_common::unwind::{FileRecord, MAX_MAPPINGS, Mapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
-    bpf::{Maps, TableRoom},
+    bpf::{ControlPage, Maps, TableRoom},
     file_map,
     host::priority,
     target::{
@@ -48,6 +52,8 @@ const GLANCE: Duration = Duration::from_millis(20);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long attaching waits for tables after everything else is ready.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// The same with a command that has not begun, so that nothing is missed.
+const PATIENCE_BEFORE_START: Duration = Duration::from_secs(5);
 /// Room for rows and pages of files that are mapped later: those of some twenty
 /// libraries as large as libc, and 256 MiB of text.
 const RESERVE: TableRoom = TableRoom {
@@ -179,20 +185,37 @@ pub struct Unwinding {
     stop: Arc<AtomicBool>,
     /// Taken when it has ended.
     thread: Option<JoinHandle<Vec<String>>>,
-    ready: Receiver<()>,
+    stages: Receiver<Stage>,
+    /// Dropped when it shall end.
+    subject: Option<Sender<Subject>>,
+}
+
+/// How far the thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The tables that were begun are there.
+    Prepared,
+    /// So are the mappings of the process.
+    Followed,
 }
 
 impl Unwinding {
-    /// Begins to publish what the programs need.
+    /// Begins to publish what the programs need. Files get their numbers in `code`;
+    /// those that the process is expected to map get them at once.
     ///
     /// # Errors
     /// When there can be no thread.
-    pub fn start(preparation: Preparation, maps: Arc<Maps>, subject: Subject) -> Result<Self> {
+    pub fn start(
+        preparation: Preparation,
+        maps: Arc<Maps>,
+        code: &Arc<Mutex<CodeFiles>>,
+        expected: &[Arc<MappedFile>],
+    ) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (sender, ready) = mpsc::channel();
+        let (sender, stages) = mpsc::channel();
+        let (subject, subjects) = mpsc::channel();
         maps.control()
             .set_frame_pointers(preparation.mode == UnwindMode::FramePointers);
-        let wakers = lock(&subject.mappings).wakers();
         let unwind = maps.unwind();
         let tables = Tables::with_room(
             u32::try_from(unwind.row_room()).unwrap_or(u32::MAX),
@@ -200,36 +223,59 @@ impl Unwinding {
         );
         let publisher = Publisher {
             maps,
-            subject,
+            code: Arc::clone(code),
             mode: preparation.mode,
             cache: preparation.cache,
             tables,
             prepared: HashMap::new(),
             known: HashSet::new(),
+            numbered: HashSet::new(),
             published: Vec::new(),
+            unloads: 0,
             problems: Vec::new(),
         };
         let (made, stopped) = (preparation.made, Arc::clone(&stop));
+        let expected = expected.to_vec();
         let thread = thread::Builder::new()
             .name("unwinding".into())
-            .spawn(move || publisher.run(made, &sender, wakers, &stopped))
+            .spawn(move || publisher.run(made, &expected, &sender, &subjects, &stopped))
             .context("starting a thread that follows the process's mappings")?;
         Ok(Self {
             stop,
             thread: Some(thread),
-            ready,
+            stages,
+            subject: Some(subject),
         })
     }
 
-    /// Waits until the tables of what is mapped now are there, or for as long as
-    /// they are worth.
-    pub fn wait(&self) {
-        _ = self.ready.recv_timeout(PATIENCE);
+    /// Follows this process from now on.
+    pub fn follow(&self, subject: Subject) {
+        if let Some(to_thread) = &self.subject {
+            // It may have ended.
+            _ = to_thread.send(subject);
+        }
+    }
+
+    /// Waits until this is done, or for as long as it is worth.
+    pub fn wait_until(&self, stage: Stage) {
+        let deadline = Instant::now()
+            + match stage {
+                Stage::Prepared => PATIENCE_BEFORE_START,
+                Stage::Followed => PATIENCE,
+            };
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.stages.recv_timeout(left) {
+                Ok(reached) if reached != stage => {}
+                _ => return,
+            }
+        }
     }
 
     /// Ends it; what keeps stacks from being unwound, a sentence each.
     pub fn end(&mut self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
+        self.subject = None;
         let ended = self.thread.take().map(JoinHandle::join);
         ended.and_then(Result::ok).unwrap_or_default()
     }
@@ -244,7 +290,7 @@ impl Drop for Unwinding {
 /// What the thread has.
 struct Publisher {
     maps: Arc<Maps>,
-    subject: Subject,
+    code: Arc<Mutex<CodeFiles>>,
     mode: UnwindMode,
     cache: Option<Arc<Cache>>,
     tables: Tables,
@@ -253,7 +299,11 @@ struct Publisher {
     prepared: HashMap<Key, FileRecord>,
     /// Files whose tables are published, or that have none.
     known: HashSet<FileNumber>,
+    /// Files whose numbers are published.
+    numbered: HashSet<FileNumber>,
     published: Vec<Mapping>,
+    /// How often the loader had unloaded something when these were read.
+    unloads: u32,
     problems: Vec<String>,
 }
 
@@ -261,8 +311,9 @@ impl Publisher {
     fn run(
         mut self,
         made: JoinHandle<Made>,
-        ready: &Sender<()>,
-        wakers: Vec<OwnedFd>,
+        expected: &[Arc<MappedFile>],
+        stages: &Sender<Stage>,
+        subjects: &Receiver<Subject>,
         stop: &AtomicBool,
     ) -> Vec<String> {
         priority::keep_up();
@@ -271,20 +322,28 @@ impl Publisher {
             let record = self.place(table);
             self.prepared.insert(key, record);
         }
-        let mut wait = Wait::new(wakers, self.maps.control().unmapped());
-        // Until then a command maps what leaktrace maps, which is of no use.
-        while !self.maps.control().is_executed() && !stop.load(Ordering::Relaxed) {
-            wait.is_told();
+        for file in expected {
+            lock(&self.code).number_expected(file);
         }
-        self.follow();
-        // Nobody may be waiting any more.
-        _ = ready.send(());
+        let missing = self.assign_prepared();
+        self.make(missing);
+        self.publish_numbers();
+        // Nobody may be waiting.
+        _ = stages.send(Stage::Prepared);
+        let Ok(subject) = subjects.recv() else {
+            return self.problems;
+        };
+        let wakers = lock(&subject.mappings).wakers();
+        let mut wait = Wait::new(wakers, self.maps.control());
+        self.follow(&subject);
+        _ = stages.send(Stage::Followed);
         while !stop.load(Ordering::Relaxed) {
             if wait.for_news(&self.maps) {
-                let is_new = self.follow();
+                let is_new = self.follow(&subject);
                 wait.looked(is_new);
             }
         }
+        self.follow(&subject);
         self.problems
     }
 
@@ -308,15 +367,19 @@ impl Publisher {
 
     /// Publishes what the process maps now; false when that is what it mapped
     /// before.
-    fn follow(&mut self) -> bool {
-        let (mappings, files) = lock(&self.subject.mappings).current(&self.subject.process);
-        let mappings = self.numbered(&mappings, &files);
-        let missing = if self.mode == UnwindMode::FramePointers {
-            Vec::new()
-        } else {
-            self.assign_prepared()
+    fn follow(&mut self, subject: &Subject) -> bool {
+        // Before they are read: what is unloaded meanwhile makes them outdated.
+        let unloads = self.maps.control().unloads();
+        let now = lock(&subject.mappings).mapped_now(&subject.process);
+        let Some((mappings, files)) = now else {
+            return false;
         };
-        if mappings == self.published && missing.is_empty() {
+        let mappings = self.numbered(&mappings, &files);
+        if unloads == self.unloads {
+            self.doubt_replaced(&mappings);
+        }
+        let missing = self.assign_prepared();
+        if mappings == self.published && missing.is_empty() && unloads == self.unloads {
             return false;
         }
         if mappings.len() > MAX_MAPPINGS {
@@ -326,18 +389,44 @@ impl Publisher {
                 mappings.len()
             ));
         }
-        self.maps.publish_mappings(&mappings);
+        self.maps.publish_mappings(&mappings, unloads);
         if !missing.is_empty() {
             self.make(missing);
             // A walk that is remembered by the old generation ended without them.
-            self.maps.publish_mappings(&mappings);
+            self.maps.publish_mappings(&mappings, unloads);
         }
+        self.publish_numbers();
         self.published = mappings;
+        self.unloads = unloads;
         true
     }
 
+    /// Doubts the files in whose place something else is mapped now, although the
+    /// loader has unloaded nothing: a walk may have met that before.
+    fn doubt_replaced(&self, mappings: &[Mapping]) {
+        for number in replaced(&self.published, mappings) {
+            lock(&self.code).doubt(number);
+        }
+    }
+
+    /// Lets programs know files that they may meet before their mappings are known.
+    fn publish_numbers(&mut self) {
+        for (number, file) in lock(&self.code).iter() {
+            let Some(Image::Mapped(file)) = &file.image else {
+                continue;
+            };
+            if !self.numbered.insert(number) {
+                continue;
+            }
+            // What can't be is known by its mappings alone.
+            if let Ok(mapped) = file.map() {
+                _ = self.maps.publish_file_number(&mapped, number.0.into());
+            }
+        }
+    }
+
     fn numbered(&self, mappings: &[mapping::Mapping], files: &[Arc<MappedFile>]) -> Vec<Mapping> {
-        let mut code = lock(&self.subject.code);
+        let mut code = lock(&self.code);
         let executable = mappings.iter().filter(|mapping| mapping.executable);
         executable
             .map(|mapping| Mapping {
@@ -353,7 +442,10 @@ impl Publisher {
     /// Publishes the tables of new files as far as they are prepared; the others.
     fn assign_prepared(&mut self) -> Vec<(FileNumber, Wanted)> {
         let mut missing = Vec::new();
-        for (number, file) in lock(&self.subject.code).iter() {
+        if self.mode == UnwindMode::FramePointers {
+            return missing;
+        }
+        for (number, file) in lock(&self.code).iter() {
             // A file may be opened later than it was met.
             let Some(image) = &file.image else { continue };
             if !self.known.insert(number) {
@@ -420,9 +512,21 @@ impl Publisher {
     }
 }
 
+/// The files of mappings in whose place something else is mapped `now`.
+fn replaced(before: &[Mapping], now: &[Mapping]) -> impl Iterator<Item = FileNumber> {
+    before.iter().filter_map(|old| {
+        let number = u16::try_from(old.file).ok().map(FileNumber)?;
+        let first = now.partition_point(|new| new.end <= old.start);
+        let mut over = now[first..].iter().take_while(|new| new.start < old.end);
+        let is_other = |new: &Mapping| (new.file, new.bias) != (old.file, old.bias);
+        (number.is_some() && over.any(is_other)).then_some(number)
+    })
+}
+
 /// When to look at the mappings again.
 struct Wait {
     wakers: Vec<OwnedFd>,
+    loader_changes: u32,
     unmapped: u32,
     looked: Instant,
     /// How long not to look although there is an unknown address: longer each
@@ -431,10 +535,11 @@ struct Wait {
 }
 
 impl Wait {
-    fn new(wakers: Vec<OwnedFd>, unmapped: u32) -> Self {
+    fn new(wakers: Vec<OwnedFd>, control: &ControlPage) -> Self {
         Self {
             wakers,
-            unmapped,
+            loader_changes: control.loader_changes(),
+            unmapped: control.unmapped(),
             looked: Instant::now(),
             pause: GLANCE,
         }
@@ -444,12 +549,15 @@ impl Wait {
     fn for_news(&mut self, maps: &Maps) -> bool {
         let is_told = self.is_told();
         let unmapped = maps.control().unmapped();
+        let loader_changes = maps.control().loader_changes();
         let since = self.looked.elapsed();
         let is_missed = unmapped != self.unmapped && since >= self.pause;
-        if !is_told && !is_missed && since < LOOK_EVERY {
+        let has_loaded = loader_changes != self.loader_changes;
+        if !is_told && !has_loaded && !is_missed && since < LOOK_EVERY {
             return false;
         }
         self.unmapped = unmapped;
+        self.loader_changes = loader_changes;
         true
     }
 
@@ -496,4 +604,51 @@ impl Wait {
 /// Locks what no thread leaves half changed.
 pub fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(start: u64, end: u64, offset: u64, file: u32) -> Mapping {
+        Mapping {
+            start,
+            end,
+            bias: start.wrapping_sub(offset),
+            file,
+            padding: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_mapped_in_place_of_a_file_is_found() {
+        let before = [
+            mapping(0x1000, 0x3000, 0, 1),
+            mapping(0x3000, 0x5000, 0, 0),
+            mapping(0x8000, 0xa000, 0, 2),
+        ];
+        let found = |now: &[Mapping]| -> Vec<u16> {
+            replaced(&before, now).map(|number| number.0).collect()
+        };
+        assert_eq!(found(&before), [0_u16; 0]);
+        assert_eq!(
+            found(&[]),
+            [0_u16; 0],
+            "nothing runs where nothing is mapped"
+        );
+        // A part of the same, and a neighbour.
+        let same = [
+            mapping(0x2000, 0x3000, 0x1000, 1),
+            mapping(0xa000, 0xb000, 0, 3),
+        ];
+        assert_eq!(found(&same), [0_u16; 0]);
+        assert_eq!(found(&[mapping(0x2fff, 0x9000, 0, 3)]), [1, 2]);
+        assert_eq!(found(&[mapping(0x1000, 0x3000, 0x1000, 1)]), [1], "moved");
+        assert_eq!(found(&[mapping(0x9000, 0xa000, 0, 0)]), [2], "no file");
+        assert_eq!(
+            found(&[mapping(0x3000, 0x5000, 0, 4)]),
+            [0_u16; 0],
+            "never known"
+        );
+    }
 }
