@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn this_machine_is_looked_at() {
         let checks = host_checks();
-        assert_eq!(checks.len(), 6);
+        assert_eq!(checks.len(), 7);
         let release = rustix::system::uname()
             .release()
             .to_string_lossy()
