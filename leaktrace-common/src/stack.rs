@@ -39,11 +39,13 @@ pub enum StackEnd {
     ReturnProbe = 11,
     /// The stack or the mappings changed while it was walked.
     Changed = 12,
+    /// Code of a file whose unwind tables were still being made.
+    NotReady = 13,
 }
 
 impl StackEnd {
     /// Every end, in the order of its number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ChainEnd,
         Self::TooDeep,
         Self::BadFramePointer,
@@ -57,6 +59,7 @@ impl StackEnd {
         Self::BadStackPointer,
         Self::ReturnProbe,
         Self::Changed,
+        Self::NotReady,
     ];
 
     /// The end with this number.

@@ -163,6 +163,7 @@ impl Walker {
         match rule.cfa_kind {
             cfa::END => reached_end(flags, StackEnd::Complete),
             cfa::UNSUPPORTED => ended(StackEnd::UnsupportedRule),
+            cfa::GAP if get!(self, file.flags) == 0 => ended(StackEnd::NotReady),
             cfa::GAP if get!(self, file.flags) & KEEPS_FRAME_POINTERS == 0 => ended(StackEnd::Gap),
             cfa::GAP => {
                 if get!(self, frame_pointer) != 0 {

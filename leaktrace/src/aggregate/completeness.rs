@@ -46,6 +46,7 @@ fn reason(end: Option<StackEnd>, file: Option<&str>) -> String {
     };
     let text = match end {
         Some(StackEnd::Gap) => return of("no unwind information in"),
+        Some(StackEnd::NotReady) => return of("unwind tables that were not ready yet, of"),
         Some(StackEnd::UnsupportedRule) => {
             return of("unwind information that is not supported in");
         }
