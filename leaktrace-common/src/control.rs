@@ -26,7 +26,7 @@ pub struct Control {
     pub unloads: u32,
     /// Where the kernel's return trampoline is mapped in the target (the
     /// `[uprobes]` mapping): what a pending return probe leaves at the top of
-    /// the stack.
+    /// the stack. [`UNKNOWN_TRAMPOLINE`] until that is known.
     pub trampoline: u64,
     /// Smallest requested size that is recorded, bytes.
     pub min_size: u64,
@@ -103,6 +103,12 @@ pub mod loader {
 }
 
 const _: () = assert!(size_of::<Control>() == 112);
+
+/// Not where a trampoline can be, nor any code.
+pub const UNKNOWN_TRAMPOLINE: u64 = 1;
+
+/// The trampoline is at the beginning of a page; pages are no smaller than this.
+pub const PAGE_SIZE: u64 = 4096;
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.

@@ -161,8 +161,8 @@ counters! {
         "stack not stored: another one has the same hash",
         "stacks not stored: another one has the same hash";
     StackChanged, "stack_changed", None,
-        "stack cut after the caller: what the frame pointer pointed to changed during the call",
-        "stacks cut after the caller: what the frame pointer pointed to changed during the call";
+        "stack cut after the caller: it changed, or the mappings did, while it was walked",
+        "stacks cut after the caller: they changed, or the mappings did, while they were walked";
 }
 
 /// How many counters there are.

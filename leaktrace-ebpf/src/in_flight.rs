@@ -1,7 +1,12 @@
 //! Calls that were entered and have not returned: one record per thread, kept
 //! between calls and only marked empty.
 
-use leaktrace_common::{counter::Counter, function::Cookie, in_flight::InFlight};
+use leaktrace_common::{
+    control::{PAGE_SIZE, UNKNOWN_TRAMPOLINE},
+    counter::Counter,
+    function::Cookie,
+    in_flight::InFlight,
+};
 
 use crate::{
     counters::{count, count_nested},
@@ -37,10 +42,18 @@ pub fn slot(thread: u32) -> Option<*mut InFlight> {
 }
 
 /// Whether the record's call still waits for its return: the return probe has
-/// put the kernel's trampoline in place of the return address.
+/// put the kernel's trampoline in place of the return address. While nobody knows
+/// where that is, the beginning of any page is taken for it: code returns there
+/// hardly ever.
 #[inline(always)]
 pub fn is_pending(record: &InFlight, trampoline: u64) -> bool {
-    record.stack_pointer != 0 && user_memory::read::<u64>(record.stack_pointer) == Some(trampoline)
+    if record.stack_pointer == 0 {
+        return false;
+    }
+    let Some(word) = user_memory::read::<u64>(record.stack_pointer) else {
+        return false;
+    };
+    word == trampoline || trampoline == UNKNOWN_TRAMPOLINE && word % PAGE_SIZE == 0 && word != 0
 }
 
 /// Whether a call entered at `stack_pointer` is part of the record's call,

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    fixture::Fixture,
     ledger,
     replay::{Edge, Truth, Window, replay},
     report::Report,
@@ -212,6 +213,26 @@ const MOST_SUMS: usize = 1 << 14;
 /// When anything differs, or the report calls itself inexact.
 pub fn check_ledger(report: &Report, directory: &Path) -> Result<Truth> {
     Ok(check_ledgers(std::slice::from_ref(report), directory)?.remove(0))
+}
+
+/// As [`check_ledger`], for the fixture `mixed` that was made to make `calls` calls,
+/// which one does from a hundred sites.
+///
+/// # Errors
+/// When too little of it was traced, besides.
+pub fn check_mixed(report: &Report, fixture: &Fixture, calls: u64) -> Result<Truth> {
+    let truth = check_ledger(report, fixture.ledger()?)?;
+    ensure!(
+        truth.calls >= calls / 2,
+        "only {} calls were traced",
+        truth.calls
+    );
+    ensure!(
+        truth.certain.len() == 100,
+        "only {} sites were seen",
+        truth.certain.len()
+    );
+    Ok(truth)
 }
 
 /// As [`check_ledger`], for several reports that were made one after the other

@@ -93,6 +93,14 @@ impl Start {
         self
     }
 
+    /// Starts it as `setarch -R` does, with its stack where the kernel otherwise puts
+    /// what return probes need.
+    #[must_use]
+    pub fn unrandomised(mut self) -> Self {
+        unrandomised(&mut self.command);
+        self
+    }
+
     /// Gives the fixture a directory for its ledger, in memory where possible,
     /// as `LEDGER`.
     ///
@@ -356,6 +364,20 @@ impl Drop for Fixture {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Has `command` started without randomisation of its address space, and all that it
+/// starts.
+pub fn unrandomised(command: &mut Command) {
+    let without = || {
+        // SAFETY: a plain system call, about the caller itself.
+        match unsafe { libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) } {
+            -1 => Err(last_error()),
+            _ => Ok(()),
+        }
+    };
+    // SAFETY: between fork and exec it makes one system call only.
+    unsafe { command.pre_exec(without) };
 }
 
 /// Waits for the end of `child`.

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod objects;
 pub mod replay;
 pub mod report;
+pub mod scenes;
 pub mod speed;
 pub mod suite;
 pub mod targets;

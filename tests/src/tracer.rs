@@ -127,10 +127,22 @@ impl Start {
 
     /// The same in a PID namespace of its own, as in a container.
     #[must_use]
-    pub fn in_a_pid_namespace(mut self) -> Self {
-        let mut outer = Command::new("unshare");
+    pub fn in_a_pid_namespace(self) -> Self {
+        self.by(&["unshare", "--pid", "--fork", "--mount-proc"])
+    }
+
+    /// The same where `/sys` is not mounted.
+    #[must_use]
+    pub fn without_sysfs(self) -> Self {
+        let script = "umount -l /sys && exec \"$0\" \"$@\"";
+        self.by(&["unshare", "--mount", "sh", "-c", script])
+    }
+
+    /// The same command as the last arguments of another one.
+    fn by(mut self, words: &[&str]) -> Self {
+        let mut outer = Command::new(words[0]);
         outer
-            .args(["--pid", "--fork", "--mount-proc"])
+            .args(&words[1..])
             .arg(self.command.get_program())
             .args(self.command.get_args())
             .current_dir(self.directory.path());

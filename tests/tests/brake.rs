@@ -2,12 +2,14 @@
 //! bounded.
 
 use std::{
+    io::Write as _,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use leaktrace_tests::{
+    build,
     fixture::Fixture,
     speed,
     suite::{self, Need, case},
@@ -33,6 +35,10 @@ fn main() -> ExitCode {
             C,
             || let_go("refused", &["--max-size", "1GiB"]),
         ),
+        case("run_has_a_brake_on_request", C, || {
+            run(&["--max-overhead", "20%"], true)
+        }),
+        case("run_has_no_brake_otherwise", C, || run(&[], false)),
     ])
 }
 
@@ -135,4 +141,26 @@ fn let_go(work: &str, options: &[&str]) -> Result<()> {
     let regained = speed::expect_regained(&mut fixture, before)?;
     println!("held up {traced:?}; speed regained: {regained:.3}");
     fixture.finish_well()
+}
+
+/// What `run` ends with: 3 when the brake ended the trace, the command's own status
+/// otherwise. The command goes on in any case.
+fn run(options: &[&str], is_braked: bool) -> Result<()> {
+    let (input, mut commands) = std::io::pipe()?;
+    commands.write_all(b"tight\n")?;
+    let mut start = tracer::Start::run(options, &[build::fixture("tight")?])?;
+    start.command().stdin(input);
+    let tracer = start.attached()?;
+    std::thread::sleep(HELD_UP + Duration::from_secs(1));
+    // Its stdin ends, and so does it.
+    drop(commands);
+    let ended = tracer.ended()?;
+    ended.expect_status(if is_braked { 3 } else { 0 })?;
+    let said = format!("{}\n{}", ended.stdout, ended.stderr.join("\n"));
+    ensure!(said.contains("DETACHED after ") == is_braked, "{said:?}");
+    ensure!(
+        said.contains(" goes on untraced; ") == is_braked,
+        "{said:?}"
+    );
+    Ok(())
 }

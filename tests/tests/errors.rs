@@ -38,6 +38,7 @@ fn targets() -> Vec<Case> {
         case("one_process_of_that_name_is_traced", C, one_name),
         case("not_permitted", C, not_permitted),
         case("tables_that_do_not_fit_the_memory", C, too_many_blocks),
+        case("machine_without_sysfs", C, without_sysfs),
         case("report_that_can_not_be_written", C, unwritable),
     ]
 }
@@ -134,6 +135,25 @@ fn unusable_kernel() -> Result<()> {
     doctor.expect_status(1)?;
     ensure!(
         doctor.stdout.contains(&format!("\nFAIL  {missing} ")),
+        "doctor says {}",
+        doctor.stdout
+    );
+    fixture.finish_well()
+}
+
+/// Without it nobody knows how much the kernel writes at once.
+fn without_sysfs() -> Result<()> {
+    let mut fixture = Fixture::start("sleeper", &[])?;
+    let start = tracer::Start::attach(fixture.pid())?.without_sysfs();
+    fails(
+        &start.ended()?,
+        "how many CPUs the kernel counts for is unknown (/sys/devices/system/cpu/possible: No such \
+         file or directory (os error 2)); if /sys is not mounted: sudo mount -t sysfs none /sys",
+    )?;
+    let doctor = tracer::Start::bare(&["doctor"])?.without_sysfs().ended()?;
+    doctor.expect_status(1)?;
+    ensure!(
+        doctor.stdout.contains("\nFAIL  CPUs "),
         "doctor says {}",
         doctor.stdout
     );

@@ -6,7 +6,7 @@ use std::{path::Path, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 use leaktrace_tests::{
     build,
-    comparison::{check_exact, check_ledger, check_sums, truths},
+    comparison::{check_exact, check_ledger, check_mixed, check_sums, truths},
     features::{self, FALLBACKS},
     fixture::{Fixture, Start},
     replay::Window,
@@ -82,17 +82,7 @@ fn mixed_of(program: &Path, threads: u64, calls: u64) -> Result<()> {
     let report = tracer.report()?;
     fixture.tell("pause")?;
     features::check(&report)?;
-    let truth = check_ledger(&report, fixture.ledger()?)?;
-    ensure!(
-        truth.calls >= calls / 2,
-        "only {} calls were traced",
-        truth.calls
-    );
-    ensure!(
-        truth.certain.len() == 100,
-        "only {} sites were seen",
-        truth.certain.len()
-    );
+    let truth = check_mixed(&report, &fixture, calls)?;
     ensure!(
         truth.unknown_frees.0 > 0,
         "nothing was there before: not the middle of the work"

@@ -98,6 +98,11 @@ fn beside() -> Vec<Case> {
         case("two_leaktraces_on_one_target", C, two_tracers),
         case("functions_that_can_not_be_watched_are_named", C, unwatched),
         case("leaktrace_gives_way", C, gives_way),
+        case(
+            "leaktrace_gives_way_in_run",
+            &[Need::Tracing],
+            gives_way_in_run,
+        ),
         case("leaktrace_dies_first_from_the_start", C, dies_first),
         case("only_old_blocks_are_shown_on_request", C, min_age),
     ]
@@ -505,11 +510,29 @@ fn unwatched() -> Result<()> {
 fn gives_way() -> Result<()> {
     let fixture = Fixture::start("sleeper", &[])?;
     let tracer = tracer::Start::attach(fixture.pid())?.attached()?;
-    let pid = tracer.pid();
-    ensure!(is_first_to_die(pid)?);
-    let nice = niceness(pid);
-    ensure!(nice == 10, "niceness {nice}");
+    has_given_way(&tracer)?;
     tracer.report()?;
+    Ok(())
+}
+
+/// Its command does not: see `run`.
+fn gives_way_in_run() -> Result<()> {
+    let mut tracer = tracer::Start::run(&[], &["sleep", "60"])?.attached()?;
+    has_given_way(&tracer)?;
+    tracer.signal(libc::SIGTERM)?;
+    tracer.ended()?.expect_status(128 + libc::SIGTERM)
+}
+
+fn has_given_way(tracer: &Tracer) -> Result<()> {
+    ensure!(is_first_to_die(tracer.pid())?);
+    for task in fs::read_dir(format!("/proc/{}/task", tracer.pid()))? {
+        let task = task?;
+        let name = fs::read_to_string(task.path().join("comm"))?;
+        let nice = niceness(task.file_name().to_string_lossy().parse()?);
+        // Stacks are incomplete until it has seen what was loaded.
+        let wanted = if name.trim() == "unwinding" { 0 } else { 10 };
+        ensure!(nice == wanted, "{name} has niceness {nice}");
+    }
     Ok(())
 }
 

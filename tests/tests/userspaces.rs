@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Result, ensure};
 use leaktrace_tests::{
     build::{self, Static},
-    comparison::{Expected, check_ledger, check_sums},
+    comparison::check_mixed,
     fixture::{Fixture, Start},
+    scenes::check_nested,
     suite::{self, Need, NotHere, case, scaled},
     tracer, userspaces,
 };
@@ -42,17 +43,7 @@ fn work(mut fixture: Fixture) -> Result<()> {
     fixture.tell(&format!("ops {}", calls / 4))?;
     let report = tracer.report()?;
     fixture.tell("pause")?;
-    let truth = check_ledger(&report, fixture.ledger()?)?;
-    ensure!(
-        truth.calls >= calls / 2,
-        "only {} calls were traced",
-        truth.calls
-    );
-    ensure!(
-        truth.certain.len() == 100,
-        "only {} sites were seen",
-        truth.certain.len()
-    );
+    check_mixed(&report, &fixture, calls)?;
     fixture.finish_well()
 }
 
@@ -98,13 +89,5 @@ fn landing_pads() -> Result<()> {
     fixture.tell("play")?;
     let report = tracer.report()?;
     fixture.finish_well()?;
-    check_sums(&report)?;
-    ensure!(report.totals.exact, "{}", report.counters_text());
-    let held = [
-        ("zeroes", 100, 1),
-        ("resizes", 5000, 1),
-        ("resizes_array", 7000, 1),
-        ("aligns_out", 70, 1),
-    ];
-    Expected::of(&held).check(&report)
+    check_nested(&report)
 }

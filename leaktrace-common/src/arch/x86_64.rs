@@ -4,12 +4,6 @@
 /// page tables, 47 would do. With five, only programs that ask for it get more.
 pub const ADDRESS_BITS: u32 = 48;
 
-/// Where the kernel puts the trampoline of return probes unless that page is
-/// taken: the last page of the user address space (`xol_add_vma` in
-/// `kernel/events/uprobes.c`) with page tables of four levels. With five it is found
-/// only by looking.
-pub const USUAL_TRAMPOLINE: u64 = 0x7fff_ffff_e000;
-
 /// Offsets from `rsp` of the interrupted registers in the frame of a signal:
 /// `uc_mcontext.gregs` of x86-64's `ucontext_t`.
 pub mod signal_frame {

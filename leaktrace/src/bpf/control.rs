@@ -5,8 +5,7 @@ use std::{os::fd::AsFd, ptr::NonNull};
 
 use anyhow::{Context as _, Result};
 use leaktrace_common::{
-    arch::USUAL_TRAMPOLINE,
-    control::{Control, Mappings},
+    control::{Control, Mappings, UNKNOWN_TRAMPOLINE},
     walk::flag,
 };
 use rustix::{
@@ -58,7 +57,7 @@ impl ControlPage {
         let record = NonNull::new(address.cast()).context("the control record is mapped at 0")?;
         let page = Self { record, length };
         page.set_sizes(0, u64::MAX);
-        page.set_trampoline(USUAL_TRAMPOLINE);
+        page.set_trampoline(None);
         Ok(page)
     }
 
@@ -143,9 +142,9 @@ impl ControlPage {
         self.store(field!(max_size), max);
     }
 
-    /// Where the kernel's return trampoline is in the target.
-    pub fn set_trampoline(&self, address: u64) {
-        self.store(field!(trampoline), address);
+    /// Where the kernel's return trampoline is in the target, if that is known.
+    pub fn set_trampoline(&self, address: Option<u64>) {
+        self.store(field!(trampoline), address.unwrap_or(UNKNOWN_TRAMPOLINE));
     }
 
     /// Lets events count from now on, or not any more; tells when that was.

@@ -52,7 +52,7 @@ impl Maps {
             learn_file,
             buckets,
             batched,
-            cpus: possible_cpus(),
+            cpus: possible_cpus()?,
         };
         maps.control.set_buckets(maps.trial_buckets());
         maps.prepare_sums()?;

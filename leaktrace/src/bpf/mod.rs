@@ -25,7 +25,7 @@ pub use self::{
     holder::{SERVICE as HOLDER, run as run_holder},
     links::{Attachment, LinkKind},
     maps::Maps,
-    object::{Limits, ObjectSource, TableRoom},
+    object::{Limits, MOUNT_SYSFS, ObjectSource, TableRoom, possible_cpus},
     probes::{PlannedFile, PlannedProbe, Program, Scope},
     tracer::Tracer,
     unwind_maps::UnwindMaps,

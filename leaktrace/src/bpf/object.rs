@@ -151,7 +151,8 @@ impl Limits {
     /// rounded up to a power of two.
     pub fn memory_when_full(&self, features: &Features) -> u64 {
         let on_demand = features.has(Feature::MapMemoryOnDemand);
-        let cpus = possible_cpus() as u64;
+        // Where it is unknown, no map is made.
+        let cpus = possible_cpus().map_or(1, |cpus| cpus as u64);
         let hash = |entries: u32, key: usize, value: usize| {
             let element = (48 + key.next_multiple_of(8) + value.next_multiple_of(8)) as u64;
             let element = if on_demand {
@@ -203,10 +204,22 @@ fn size_class(bytes: u64) -> u64 {
     }
 }
 
-/// CPUs that the kernel keeps per-CPU values for.
-pub fn possible_cpus() -> usize {
-    aya::util::nr_cpus().unwrap_or(1)
+/// CPUs that the kernel keeps per-CPU values for. There is no guessing that: the
+/// kernel writes as many values as there are, whatever there is room for.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn possible_cpus() -> Result<usize> {
+    aya::util::nr_cpus().map_err(|(path, error)| {
+        anyhow!(
+            "how many CPUs the kernel counts for is unknown ({path}: {error}); if /sys is not \
+             mounted: {MOUNT_SYSFS}"
+        )
+    })
 }
+
+/// What lets [`possible_cpus`] be known.
+pub const MOUNT_SYSFS: &str = "sudo mount -t sysfs none /sys";
 
 impl ObjectSource {
     fn bytes(&self) -> Result<Vec<u8>> {

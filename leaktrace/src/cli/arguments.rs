@@ -30,9 +30,9 @@ whose live bytes only rise.
 
 Exit codes: 0 a report was made; 1 an error; 2 wrong usage; 3 refused, or
 ended because tracing cost too much; 128 + signal when one made it leave at
-once (a second Ctrl-C, or one before anything was traced). `run` ends with CMD's own status (128 +
-signal), 125 when leaktrace fails, 126 or 127 when CMD can't be executed or is
-not found; 3 only with --max-overhead.";
+once (a second Ctrl-C, or one before anything was traced). `run` ends with
+CMD's own status (128 + signal), 125 when leaktrace fails, 126 or 127 when CMD
+can't be executed or is not found; 3 only with --max-overhead.";
 
 /// Shows which call stacks of a live process hold the memory that is not given
 /// back.

@@ -2,7 +2,7 @@
 
 use super::{AS_ROOT, Check};
 use crate::{
-    bpf::OLDEST_KERNEL,
+    bpf::{MOUNT_SYSFS, OLDEST_KERNEL, possible_cpus},
     host::{
         jit,
         privilege::{Lockdown, Privilege},
@@ -18,6 +18,8 @@ struct Facts {
     release: String,
     /// BPF programs are compiled and not interpreted; `None` when unknown.
     jit: Option<bool>,
+    /// `None` when unknown.
+    possible_cpus: Option<usize>,
 }
 
 impl Facts {
@@ -29,6 +31,7 @@ impl Facts {
                 .to_string_lossy()
                 .into_owned(),
             jit: jit::is_on(),
+            possible_cpus: possible_cpus().ok(),
         }
     }
 }
@@ -45,6 +48,7 @@ fn judge(facts: &Facts) -> Vec<Check> {
         privileges(&facts.privilege),
         kernel(&facts.release),
         bpf_jit(facts.jit),
+        cpus(facts.possible_cpus),
         lockdown(facts.privilege.lockdown),
         perf_event_paranoid(&facts.privilege),
         unprivileged_bpf(&facts.privilege),
@@ -96,6 +100,18 @@ fn bpf_jit(enabled: Option<bool>) -> Check {
         None => Check::ok(
             "BPF JIT",
             "unknown (net.core.bpf_jit_enable cannot be read)",
+        ),
+    }
+}
+
+fn cpus(possible: Option<usize>) -> Check {
+    match possible {
+        Some(possible) => Check::ok("CPUs", format!("at most {possible}")),
+        None => Check::failed(
+            "CPUs",
+            "unknown, and the kernel keeps values for each (/sys/devices/system/cpu/possible \
+             cannot be read)",
+            format!("if /sys is not mounted: {MOUNT_SYSFS}"),
         ),
     }
 }
@@ -228,6 +244,7 @@ mod tests {
             },
             release: "6.1.0-18-amd64".into(),
             jit: Some(true),
+            possible_cpus: Some(2),
         }
     }
 
@@ -263,6 +280,7 @@ mod tests {
             ["lockdown"]
         );
         assert_eq!(with(|facts| facts.jit = Some(false)), ["BPF JIT"]);
+        assert_eq!(with(|facts| facts.possible_cpus = None), ["CPUs"]);
         assert_eq!(
             with(|facts| facts.privilege.perf_event_paranoid = None),
             ["perf_event_paranoid"]
@@ -344,7 +362,7 @@ mod tests {
     #[test]
     fn this_machine_is_looked_at() {
         let checks = host_checks();
-        assert_eq!(checks.len(), 6);
+        assert_eq!(checks.len(), 7);
         let release = rustix::system::uname()
             .release()
             .to_string_lossy()

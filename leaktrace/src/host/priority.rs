@@ -1,7 +1,10 @@
 //! leaktrace gives way to everything else: the first to die when memory is
 //! short, and polite with the CPU.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{Mutex, PoisonError},
+};
 
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 
@@ -22,6 +25,9 @@ pub(crate) const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 const NICENESS: i32 = 10;
 /// leaktrace's `oom_score_adj` while it traces.
 const OOM_SCORE: i32 = 1000;
+
+/// Threads that do not give way.
+static KEEPING_UP: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
 
 impl Priority {
     /// leaktrace's own at this moment.
@@ -46,20 +52,26 @@ pub fn die_first() {
 /// Makes leaktrace nicer (10, if it is not nicer already); as for [`die_first`],
 /// it may be refused, and does not stay with commands.
 pub fn give_way() {
+    let keeping_up = KEEPING_UP.lock().unwrap_or_else(PoisonError::into_inner);
     // A niceness belongs to a thread, and later threads inherit it.
     let threads = fs::read_dir("/proc/self/task").into_iter().flatten();
-    for thread in threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()) {
-        let thread = Pid::from_raw(thread);
-        if getpriority_process(thread).is_ok_and(|niceness| niceness < NICENESS) {
-            let _ = setpriority_process(thread, NICENESS);
+    let ids = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    for thread in ids.filter_map(Pid::from_raw) {
+        let is_less_nice =
+            || getpriority_process(Some(thread)).is_ok_and(|niceness| niceness < NICENESS);
+        if !keeping_up.contains(&thread) && is_less_nice() {
+            let _ = setpriority_process(Some(thread), NICENESS);
         }
     }
 }
 
 /// Makes this thread as important as others are, where the kernel allows it:
-/// one that does little, but has to do it at once.
+/// one that does little, but has to do it at once. It will not [`give_way`], either.
 pub fn keep_up() {
-    let _ = setpriority_process(Some(rustix::thread::gettid()), 0);
+    let own = rustix::thread::gettid();
+    let _ = setpriority_process(Some(own), 0);
+    let mut keeping_up = KEEPING_UP.lock().unwrap_or_else(PoisonError::into_inner);
+    keeping_up.push(own);
 }
 
 #[cfg(test)]

@@ -106,7 +106,8 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     // Stacks need names also when the process ends or execs right afterwards:
     // its mappings are known before events count.
     unwinding.wait_until(Stage::Followed);
-    let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
+    let mapped = mapping::read_mappings(&process).context("reading the process's mappings")?;
+    let live = workbench.switch_on(&plan, process.pid(), scope, &mapped, 0, options)?;
     signals.tracing();
     // Only now: on a busy machine, a nice leaktrace would take long to set up.
     priority::give_way();

@@ -77,13 +77,15 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     progress.phase("attaching");
     let scope = Scope::Process(child.pid());
     workbench.watch_loader(&plan, scope)?;
-    let live = workbench.switch_on(&plan, child.pid(), scope, 1, options)?;
+    let live = workbench.switch_on(&plan, child.pid(), scope, &[], 1, options)?;
     let code = Arc::default();
     let unwinding = Unwinding::start(tables, workbench.tracer.maps(), &code, &files)?;
     // From its first instruction on, stacks are to be complete.
     unwinding.wait_until(Stage::Prepared);
     drop(progress);
     signals.tracing();
+    // The command has been forked before, and is not nicer for that.
+    priority::give_way();
     let mappings = MappingWatch::start(child.pid());
     if let Err(error) = child.go() {
         return refused_launch(&error);

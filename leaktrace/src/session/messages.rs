@@ -7,6 +7,7 @@ use super::{
     estimate::COUNTING,
 };
 use crate::{
+    bpf::Limits,
     model::{MemorySample, NEGLIGIBLE_CPUS, ProcessInfo, SelfCheck},
     report::{name, quantity},
 };
@@ -128,11 +129,13 @@ pub fn replaced(first: &str, now: &ProcessInfo) -> String {
 }
 
 /// What the maps may take at worst.
-pub fn map_memory(bytes: u64, blocks: u32) -> String {
+pub fn map_memory(bytes: u64, limits: &Limits) -> String {
     format!(
-        "Up to {} of kernel memory is used when {} blocks are live (--max-blocks)",
+        "At most {} of kernel memory will be used, with {} live blocks (--max-blocks) and {} \
+         threads",
         quantity::bytes(bytes),
-        quantity::grouped(u64::from(blocks)),
+        quantity::grouped(u64::from(limits.max_blocks)),
+        quantity::grouped(u64::from(limits.max_threads)),
     )
 }
 

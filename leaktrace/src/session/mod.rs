@@ -14,6 +14,7 @@ mod reporter;
 mod signals;
 mod snapshot;
 mod start;
+mod trampoline;
 mod unwinding;
 mod watch;
 

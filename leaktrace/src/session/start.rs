@@ -23,8 +23,9 @@ use super::{
     progress::Progress,
     reporter::{Common, Finished, Reporter, Workshop},
     signals::Signals,
+    trampoline,
     unwinding::{Unwinding, lock},
-    watch::{Watch, find_trampoline},
+    watch::Watch,
 };
 use crate::{
     aggregate::Aggregator,
@@ -50,8 +51,8 @@ use crate::{
     say,
     symbolize::{self, Symbolizer},
     target::{
-        Process, available, code_files::CodeFiles, cpu::CpuClock, mapping_watch::MappingWatch,
-        memory, process_id::ProcessId,
+        Process, available, code_files::CodeFiles, cpu::CpuClock, mapping::Mapping,
+        mapping_watch::MappingWatch, memory, process_id::ProcessId,
     },
 };
 
@@ -62,7 +63,9 @@ pub struct Workbench {
     pub program: Program,
     pub tracer: Tracer,
     pub calibration: Calibration,
-    /// What full maps take, bytes.
+    /// How much the maps hold.
+    pub limits: Limits,
+    /// What they take when full, bytes.
     pub map_memory: u64,
     /// Probes in the target's loader.
     loader: Option<Attachment>,
@@ -133,6 +136,7 @@ impl Workbench {
             program,
             tracer,
             calibration,
+            limits,
             map_memory,
             loader: None,
         })
@@ -157,7 +161,8 @@ impl Workbench {
         Ok(())
     }
 
-    /// Sets the probes and lets events count.
+    /// Sets the probes and lets events count. What the process maps matters only if
+    /// its image stays.
     ///
     /// # Errors
     /// When the probes can't be set.
@@ -166,6 +171,7 @@ impl Workbench {
         plan: &Plan,
         pid: u32,
         scope: Scope,
+        mapped: &[Mapping],
         expected_execs: u32,
         options: &TraceOptions,
     ) -> Result<Live> {
@@ -175,12 +181,7 @@ impl Workbench {
         maps.control().set_target(id, scope == Scope::Everyone);
         maps.control().set_execs(expected_execs);
         maps.control().set_sizes(options.sizes.0, options.sizes.1);
-        // It has the same place in every process unless that is taken, and the target
-        // may have none yet; leaktrace has, since it probed itself. Where that is
-        // depends on how large the machine's address spaces are.
-        if let Ok(own) = Process::own() {
-            find_trampoline(&maps, &own);
-        }
+        trampoline::expect(&maps, mapped);
         self.tracer.attach_thread_events()?;
         let kind = self.calibration.link_kind;
         self.tracer.count_unseen_vforks(kind, scope)?;
@@ -244,7 +245,7 @@ pub fn observe(
         own_system_rate,
         expected_execs,
     } = subject;
-    let trampoline_found = find_trampoline(&live.maps, &process);
+    let trampoline_found = trampoline::find(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
     let mut symbolizer = symbolizer(&process, Arc::clone(&code), options);
     let (now, files) = lock(&mappings).current(&process);
@@ -256,7 +257,7 @@ pub fn observe(
     lines.extend(symbolizer.notes());
     lines.push(messages::map_memory(
         workbench.map_memory,
-        options.limits.max_blocks,
+        &workbench.limits,
     ));
     lines.extend(greeting(
         &process,

@@ -20,6 +20,7 @@ use super::{
     reporter::{Finished, Reporter},
     signals::{Request, Signals},
     snapshot::{self, AllocRate, Snapshot},
+    trampoline,
     unwinding::Unwinding,
 };
 use crate::{
@@ -29,17 +30,13 @@ use crate::{
     target::{
         Process,
         cpu::{CpuClock, CpuTime},
-        mapping, memory,
+        memory,
         process_id::ProcessId,
     },
 };
 
 /// How often the brake, the target and the screen are looked at.
 const CHECK: Duration = Duration::from_millis(250);
-/// How often the trampoline is looked for at first, and how long so often: where
-/// its usual place is taken, calls inside others are miscounted until it is found.
-const LOOK: Duration = Duration::from_millis(10);
-const LOOK_OFTEN: Duration = Duration::from_secs(1);
 /// How many checks go by between two looks at new stacks and at memory.
 const LEARN_EVERY: u32 = 4;
 
@@ -118,8 +115,6 @@ impl Watch {
         let mut check = interval(CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Skip);
         check.reset();
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut seen = self.seen(maps)?;
         let mut checks = 0;
         loop {
@@ -150,6 +145,7 @@ impl Watch {
                     if let Some(end) = self.check(maps, &mut seen)? {
                         return Ok(end);
                     }
+                    self.look_for_trampoline(maps)?;
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
                         self.look_around(maps, reporter)?;
@@ -158,8 +154,6 @@ impl Watch {
                         self.sample_memory();
                     }
                 },
-                _ = look.tick(), if !self.trampoline_found
-                    && self.started.elapsed() < LOOK_OFTEN => self.look_for_trampoline(maps)?,
                 _ = table.tick(), if !self.options.quiet => {
                     let with_ages = self.options.ages.is_set();
                     reporter.table(self.snapshot(maps, rate, with_ages)?);
@@ -267,14 +261,13 @@ impl Watch {
     fn look_for_trampoline(&mut self, maps: &Maps) -> Result<()> {
         // The kernel maps it at the first call that needs it.
         if !self.trampoline_found && maps.counters()?.events[Counter::AllocCalls as usize] > 0 {
-            self.trampoline_found = find_trampoline(maps, &self.process);
+            self.trampoline_found = trampoline::find(maps, &self.process);
         }
         Ok(())
     }
 
-    /// Learns new stacks, where the trampoline is, how much memory is used.
+    /// Learns new stacks, and how much memory is used.
     fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
-        self.look_for_trampoline(maps)?;
         self.sample_memory();
         reporter.learn(Snapshot {
             taken: jiff::Zoned::now(),
@@ -372,19 +365,4 @@ impl Watch {
         };
         reporter.finish(snapshot, disabled, notes)
     }
-}
-
-/// Tells the programs where the kernel mapped its trampoline; false while it
-/// has mapped none, which it does at the first call that needs one.
-pub fn find_trampoline(maps: &Maps, process: &Process) -> bool {
-    let Ok(mappings) = mapping::read_mappings(process) else {
-        return false;
-    };
-    let found = mappings
-        .iter()
-        .find(|mapping| mapping.is_special("[uprobes]"));
-    if let Some(mapping) = found {
-        maps.control().set_trampoline(mapping.start);
-    }
-    found.is_some()
 }

@@ -308,7 +308,7 @@ mod tests {
                 .map(|n| PathBuf::from(format!("/lib/{n}")))
                 .collect(),
         );
-        assert!(many.contains("/lib/7 and 2 more. A"), "{many}");
+        assert!(many.contains("/lib/7 and 2 more. (In a"), "{many}");
         assert!(error(vec![]).contains("it maps no file at all."));
     }
 

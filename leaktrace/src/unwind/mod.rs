@@ -17,6 +17,7 @@ pub mod cache;
 pub mod evaluate;
 pub mod file_table;
 pub mod intern;
+mod machine;
 pub mod order;
 pub mod page;
 pub mod read;
