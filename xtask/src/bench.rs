@@ -46,7 +46,7 @@ use workload::{BUSY, IDLE, TIGHT_WITHOUT_FRAME_POINTERS, Workload};
 /// What `cargo xtask bench` is asked to do.
 #[derive(clap::Args)]
 pub struct Options {
-    /// One minute instead of five: fewer and shorter rounds.
+    /// Two minutes instead of six: fewer and shorter rounds.
     #[arg(long)]
     quick: bool,
     /// Also measure libbpf-tools' memleak, fetched from Debian (a minute more).
@@ -102,7 +102,7 @@ const QUICK: Scale = Scale {
     round_cpu: Duration::from_millis(40),
     idle_cycles: 1,
     idle_time: Duration::from_secs(2),
-    walk_cycles: 1,
+    walk_cycles: 2,
     attaches: 3,
     fills: 1,
     tables: 12,
