@@ -16,4 +16,5 @@ pub mod live;
 pub mod remembered;
 pub mod stack;
 pub mod unwind;
+pub mod vma;
 pub mod walk;

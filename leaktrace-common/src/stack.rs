@@ -39,11 +39,13 @@ pub enum StackEnd {
     ReturnProbe = 11,
     /// The stack or the mappings changed while it was walked.
     Changed = 12,
+    /// Code of a file whose unwind tables were still being made.
+    NotReady = 13,
 }
 
 impl StackEnd {
     /// Every end, in the order of its number.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::ChainEnd,
         Self::TooDeep,
         Self::BadFramePointer,
@@ -57,6 +59,7 @@ impl StackEnd {
         Self::BadStackPointer,
         Self::ReturnProbe,
         Self::Changed,
+        Self::NotReady,
     ];
 
     /// The end with this number.
@@ -127,10 +130,6 @@ pub struct StackRecord {
     pub end: u32,
     /// How many of `frames` are valid.
     pub depth: u32,
-    /// The generation of the mappings that it was walked by.
-    pub mappings: u32,
-    /// Always 0.
-    pub padding: u32,
     /// Frame 0 is the probed instruction in the watched function, the others
     /// are return addresses, from the caller outwards: the number of the file
     /// in the upper 16 bits with the offset there in the others, or an address
@@ -162,13 +161,11 @@ impl StackRecord {
         check: 0,
         end: 0,
         depth: 0,
-        mappings: 0,
-        padding: 0,
         frames: [0; MAX_FRAMES],
     };
 }
 
-const _: () = assert!(size_of::<StackRecord>() == 24 + 8 * MAX_FRAMES);
+const _: () = assert!(size_of::<StackRecord>() == 16 + 8 * MAX_FRAMES);
 const _: () = assert!(size_of::<StackSums>() == 40);
 
 #[cfg(feature = "user")]

@@ -194,13 +194,17 @@ pub struct FileRecord {
     pub first_page: u32,
     /// How many pages; 0 while nothing is known of the file, so written last.
     pub page_count: u32,
-    /// [`KEEPS_FRAME_POINTERS`] or 0.
+    /// [`KEEPS_FRAME_POINTERS`], [`IS_EXAMINED`].
     pub flags: u32,
 }
 
 /// In [`FileRecord::flags`]: where nothing is known, `rbp` may be taken for a
 /// frame pointer; the stack is then guessed.
 pub const KEEPS_FRAME_POINTERS: u32 = 1;
+
+/// In [`FileRecord::flags`]: its tables are made, or it has none. All zero is a file
+/// that was met just now.
+pub const IS_EXAMINED: u32 = 2;
 
 /// An executable mapping of a process. Those of one process are sorted and do
 /// not overlap.

@@ -30,6 +30,9 @@ pub mod flag {
     pub const FRAME_POINTERS: u32 = 16;
     /// The words that the walk depends on are written down.
     pub const REMEMBER: u32 = 32;
+    /// The target has unloaded code since its mappings were read: none of them
+    /// counts.
+    pub const OUTDATED: u32 = 64;
 }
 
 /// See the module.
@@ -69,7 +72,7 @@ pub struct Walk {
     /// Number of the remembered walk that is written; at [`flag::REMEMBER`].
     pub remembered: u32,
     /// How many words of the stack it depends on; `u32::MAX` when they are too
-    /// many to be remembered.
+    /// many to be remembered, or something else that may change decides, too.
     pub words: u32,
     /// In how many segments they are.
     pub segments: u32,

@@ -22,6 +22,7 @@ mod counters;
 mod exchange;
 mod in_flight;
 mod live;
+mod loader;
 mod maps;
 mod remembered;
 mod stack_hash;
@@ -29,6 +30,7 @@ mod stacks;
 mod tables;
 mod threads;
 mod user_memory;
+mod vma;
 mod walk;
 
 use core::ffi::c_void;
@@ -116,6 +118,20 @@ program_of!(enter_realloc_01, 3);
 program_of!(enter_realloc_array_012, 4);
 program_of!(enter_alloc_out_02, 5);
 program_of!(enter_free_0, 6);
+
+/// The loader tells of a change.
+#[uprobe]
+fn loader_changes(ctx: ProbeContext) -> u32 {
+    loader::changes(Registers::new(ctx.regs));
+    0
+}
+
+/// Called by leaktrace for a file that it maps itself: at which address, and the
+/// file's number.
+#[raw_tracepoint]
+fn learn_file(ctx: RawTracePointContext) -> i32 {
+    vma::learn(ctx.arg(0), ctx.arg(1)) as i32
+}
 
 /// Counts calls and nothing else: the estimate before attaching.
 #[uprobe]

@@ -78,6 +78,10 @@ pub static RULES: Array<Rule> = Array::with_max_entries(MAX_RULES as u32, BPF_F_
 #[map]
 pub static FILES: Array<FileRecord> = Array::with_max_entries(MAX_FILES as u32, BPF_F_MMAPABLE);
 
+/// Numbers of files, by the addresses of their inodes.
+#[map]
+pub static FILE_NUMBERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_FILES as u32, 0);
+
 /// The executable mappings of the process, twice: one holds while the other is
 /// written.
 #[map]

@@ -53,6 +53,7 @@ pub fn find(walker: Walker, number: u32, start: Start) -> Option<(u64, u64)> {
     let walk = WALKS.get_ptr(number)?;
     let sequence = field!(walk, sequence);
     if sequence & 1 != 0
+        || start.flags & flag::OUTDATED != 0
         || field!(walk, ip) != start.ip
         || field!(walk, mappings) != start.mappings
         // Else pointers in relation to this one would be equal, but aligned
@@ -124,7 +125,10 @@ fn compare_words(walker: Walker, walk: *const RememberedWalk, base: u64) -> u64 
 
 /// Claims an entry for a walk that begins now; false when somebody else has.
 #[inline(always)]
-pub fn claim(walker: Walker, number: u32) -> bool {
+pub fn claim(walker: Walker, number: u32, flags: u32) -> bool {
+    if flags & flag::OUTDATED != 0 {
+        return false;
+    }
     let Some(walk) = WALKS.get_ptr_mut(number) else {
         return false;
     };
@@ -158,6 +162,12 @@ pub fn publish(walker: Walker, start: Start, found: (u64, u64), is_usable: bool)
 }
 
 impl Walker {
+    /// The walk depends on something that is not noted.
+    #[inline(always)]
+    pub fn do_not_remember(self) {
+        set!(self, words, u32::MAX);
+    }
+
     /// Notes that the walk depends on a pointer into the stack.
     #[inline(always)]
     pub fn note_pointer(self, flags: u32, place: u64, value: u64) {
@@ -198,7 +208,7 @@ impl Walker {
             return;
         };
         if value == 0 {
-            set!(self, words, u32::MAX);
+            self.do_not_remember();
             return;
         }
         set_field!(walk, frame_pointer, value.wrapping_sub(get!(self, base)));
@@ -219,7 +229,7 @@ impl Walker {
         let segment = self.segment(place);
         let words = get!(self, words);
         if offset >> 32 != 0 || words >= MAX_WORDS as u32 || segment >= MAX_SEGMENTS as u32 {
-            set!(self, words, u32::MAX);
+            self.do_not_remember();
             return;
         }
         set!(self, segment, segment);

@@ -40,13 +40,26 @@ pub fn capture<L: LiveTable>(
     registers: Registers,
 ) -> bool {
     let walker = Walker(&raw mut record.walk);
+    // SAFETY: userspace and the loader's program change these.
+    let (mappings, unloads) = unsafe {
+        (
+            (&raw const control.mappings).read_volatile(),
+            (&raw const control.unloads).read_volatile(),
+        )
+    };
+    // Whatever this thread runs was mapped before this call; and when that was
+    // in place of something else, its end had been told before.
+    let outdated = if mappings.unloads() == unloads {
+        0
+    } else {
+        flag::OUTDATED
+    };
     let start = Start {
         ip: registers.instruction_pointer(),
         stack_pointer: registers.stack_pointer(),
         frame_pointer: registers.frame_pointer(),
-        flags: control.walk_flags,
-        // SAFETY: userspace changes it.
-        mappings: unsafe { (&raw const control.mappings).read_volatile() },
+        flags: control.walk_flags | outdated,
+        mappings: mappings.generation(),
         trampoline: control.trampoline,
     };
     walker.begin(start.stack_pointer);
@@ -56,7 +69,7 @@ pub fn capture<L: LiveTable>(
     let (id, check) = if L::EXCHANGES {
         walk_or_remember(walker, thread, start, control)
     } else {
-        walk(walker, thread, start, control).0
+        walk::<false>(walker, thread, start, control).0
     };
     record.stack_id = id;
     record.stack_check = check;
@@ -72,12 +85,14 @@ fn walk_or_remember(walker: Walker, thread: u32, start: Start, control: &Control
     if let Some(found) = remembered::find(walker, number, start) {
         return found;
     }
-    let is_claimed = remembered::claim(walker, number);
+    let is_claimed = remembered::claim(walker, number, start.flags);
     let noting = Start {
         flags: start.flags | if is_claimed { flag::REMEMBER } else { 0 },
         ..start
     };
-    let (found, is_lasting) = walk(walker, thread, noting, control);
+    // Kernels that can compare and exchange (5.12) and tell cookies (5.15), which
+    // this form needs, know the callbacks that asking takes.
+    let (found, is_lasting) = walk::<true>(walker, thread, noting, control);
     if is_claimed {
         remembered::publish(walker, start, found, is_lasting);
     }
@@ -87,15 +102,20 @@ fn walk_or_remember(walker: Walker, thread: u32, start: Start, control: &Control
 /// Walks a stack and stores it if it was not met before: its id and check, and
 /// whether another walk would find it stored.
 #[inline(always)]
-fn walk(walker: Walker, thread: u32, start: Start, control: &Control) -> ((u64, u64), bool) {
-    let end = walker.walk(thread, start, 0);
+fn walk<const ASKS: bool>(
+    walker: Walker,
+    thread: u32,
+    start: Start,
+    control: &Control,
+) -> ((u64, u64), bool) {
+    let end = walker.walk::<ASKS>(thread, start, 0);
     let end = unless_changed(end, start, control);
     let found = StackHash(get!(walker, hash)).finish(end);
     if STACKS.get_ptr(found.0).is_some() {
         let is_lasting = end != StackEnd::Unreadable as u64 && end != StackEnd::Changed as u64;
         return (found, is_lasting);
     }
-    store(walker, thread, start, found, end);
+    store::<ASKS>(walker, thread, start, found, end);
     (found, false)
 }
 
@@ -116,7 +136,7 @@ fn unless_changed(end: u64, start: Start, control: &Control) -> u64 {
 /// threads that meet it at the same time, the one that enters it in the table
 /// writes its frames.
 #[inline(always)]
-fn store(walker: Walker, thread: u32, start: Start, found: (u64, u64), end: u64) {
+fn store<const ASKS: bool>(walker: Walker, thread: u32, start: Start, found: (u64, u64), end: u64) {
     let (id, check) = found;
     let Some(empty) = EMPTY_STACK.get_ptr(0) else {
         return;
@@ -135,7 +155,7 @@ fn store(walker: Walker, thread: u32, start: Start, found: (u64, u64), end: u64)
         flags: start.flags & !flag::REMEMBER,
         ..start
     };
-    let mut end_again = walker.walk(thread, again, id);
+    let mut end_again = walker.walk::<ASKS>(thread, again, id);
     let mut depth = get!(walker, depth);
     if end == StackEnd::Changed as u64 {
         end_again = end;
@@ -154,7 +174,6 @@ fn store(walker: Walker, thread: u32, start: Start, found: (u64, u64), end: u64)
     unsafe {
         (*stack).end = end_again as u32;
         (*stack).depth = depth;
-        (*stack).mappings = start.mappings;
         // Last: it says that the rest is there.
         (&raw mut (*stack).check).write_volatile(check);
     }

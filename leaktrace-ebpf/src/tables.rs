@@ -1,13 +1,17 @@
 //! From an address to its mapping, its file and the rule to unwind it by: the
 //! way that `leaktrace_common::unwind` describes.
 
-use leaktrace_common::unwind::{
-    CHUNK_ROWS, FileRecord, MAX_MAPPINGS, Mapping, MappingTable, NO_FILE, PAGE_BITS, Page, Row,
-    Rule, SEARCH_ROUNDS, low,
+use leaktrace_common::{
+    unwind::{
+        CHUNK_ROWS, FileRecord, MAX_MAPPINGS, Mapping, MappingTable, NO_FILE, PAGE_BITS, Page, Row,
+        Rule, SEARCH_ROUNDS, low,
+    },
+    walk::flag,
 };
 
 use crate::{
     maps::{CONTROL, FILES, MAPPINGS, PAGES, ROWS, RULES},
+    vma::{self, Answer},
     walk::{Walker, get, set},
 };
 
@@ -28,9 +32,10 @@ const NO_INFORMATION: FileRecord = FileRecord {
 };
 
 /// Makes the mapping that holds an address, and its file, the walk's; false
-/// when there is none. Callers of a function are mostly in the same file.
+/// when there is none, or none is known and the kernel can't be asked (`ASKS`).
+/// Callers of a function are mostly in the same file.
 #[inline(always)]
-pub fn locate(walker: Walker, address: u64) -> bool {
+pub fn locate<const ASKS: bool>(walker: Walker, address: u64) -> bool {
     let start = get!(walker, mapping.start);
     if address.wrapping_sub(start) < get!(walker, mapping.end).wrapping_sub(start) {
         return true;
@@ -38,11 +43,29 @@ pub fn locate(walker: Walker, address: u64) -> bool {
     let Some(table) = MAPPINGS.get_ptr(get!(walker, mappings) & 1) else {
         return false;
     };
-    let mapping = find_mapping(table, address, u64::from(get!(walker, zero)));
-    if address.wrapping_sub(mapping.start) >= mapping.end.wrapping_sub(mapping.start) {
+    let mut mapping = find_mapping(table, address, u64::from(get!(walker, zero)));
+    let is_outdated = get!(walker, flags) & flag::OUTDATED != 0;
+    if is_outdated || address.wrapping_sub(mapping.start) >= mapping.end.wrapping_sub(mapping.start)
+    {
         set!(walker, mapping, NOWHERE);
+        let answer = if ASKS {
+            vma::ask(address, &mut mapping)
+        } else {
+            Answer::Unknown
+        };
+        // Garbage leads to where nothing is: no reason for userspace to look.
+        if matches!(answer, Answer::Nothing) {
+            return false;
+        }
         report_unmapped();
-        return false;
+        if matches!(answer, Answer::Unknown) {
+            return false;
+        }
+        // At another time the answer may be another.
+        walker.do_not_remember();
+        if !matches!(answer, Answer::Found) {
+            return false;
+        }
     }
     set!(walker, mapping, mapping);
     let file = match FILES.get_ptr(mapping.file) {

@@ -73,11 +73,24 @@ pub(crate) use {get, set};
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn walk_frame(thread: u64) -> u64 {
+    visit_frame::<false>(thread)
+}
+
+/// The same, and asks the kernel for mappings that are not known: for programs
+/// that run only where the verifier knows how that is done (5.13).
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn walk_frame_asking(thread: u64) -> u64 {
+    visit_frame::<true>(thread)
+}
+
+#[inline(always)]
+fn visit_frame<const ASKS: bool>(thread: u64) -> u64 {
     let Some(record) = IN_FLIGHT.get_ptr_mut(thread as u32) else {
         return ended(StackEnd::NotStored);
     };
     // SAFETY: a pointer into a value of the map.
-    Walker(unsafe { &raw mut (*record).walk }).step()
+    Walker(unsafe { &raw mut (*record).walk }).step::<ASKS>()
 }
 
 /// Where a walk starts: at the first instruction of a function.
@@ -98,7 +111,7 @@ impl Walker {
     /// Walks from `start` to the end, and tells that. Frames are written to the
     /// stack with this id, if it is not 0.
     #[inline(always)]
-    pub fn walk(self, thread: u32, start: Start, stack_id: u64) -> u64 {
+    pub fn walk<const ASKS: bool>(self, thread: u32, start: Start, stack_id: u64) -> u64 {
         set!(self, ip, start.ip);
         set!(self, stack_pointer, start.stack_pointer);
         set!(self, frame_pointer, start.frame_pointer);
@@ -114,7 +127,11 @@ impl Walker {
         set!(self, mapping, NOWHERE);
         let mut frame = 0;
         while frame < MAX_FRAMES {
-            let end = walk_frame(u64::from(thread));
+            let end = if ASKS {
+                walk_frame_asking(u64::from(thread))
+            } else {
+                walk_frame(u64::from(thread))
+            };
             if end != GOING_ON {
                 return end - 1;
             }
@@ -125,13 +142,13 @@ impl Walker {
 
     /// Visits one frame and goes to its caller.
     #[inline(always)]
-    fn step(self) -> u64 {
+    fn step<const ASKS: bool>(self) -> u64 {
         let ip = get!(self, ip);
         let flags = get!(self, flags);
         // A return address may be that of the next function, when the call
         // never returns; so what is looked up is the call.
         let looked_up = ip.wrapping_sub(u64::from(flags & flag::NOT_CALLING == 0));
-        let is_mapped = tables::locate(self, looked_up);
+        let is_mapped = tables::locate::<ASKS>(self, looked_up);
         self.visit(ip);
         if flags & flag::AT_ENTRY != 0 {
             return self.to_caller(Rule::ENTRY, flags);
@@ -146,6 +163,7 @@ impl Walker {
         match rule.cfa_kind {
             cfa::END => reached_end(flags, StackEnd::Complete),
             cfa::UNSUPPORTED => ended(StackEnd::UnsupportedRule),
+            cfa::GAP if get!(self, file.flags) == 0 => ended(StackEnd::NotReady),
             cfa::GAP if get!(self, file.flags) & KEEPS_FRAME_POINTERS == 0 => ended(StackEnd::Gap),
             cfa::GAP => {
                 if get!(self, frame_pointer) != 0 {

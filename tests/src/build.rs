@@ -22,6 +22,7 @@ pub const SOURCES: &[&str] = &[
     "futures.rs",
     "growing.go",
     "leaver.c",
+    "mappings.c",
     "mixed.c",
     "partial.c",
     "rules.c",
@@ -121,6 +122,16 @@ pub fn fixture(name: &str) -> Result<PathBuf> {
         "constructors" => {
             let library = library("constructed")?;
             compile(&source, &program, &with_library(&library))?;
+        }
+        "mappings" => {
+            // What they are needed for is not linked to them.
+            library("swap_one")?;
+            library("swap_two")?;
+            compile(
+                &source,
+                &program,
+                &["-fomit-frame-pointer", "-ldl"].map(String::from),
+            )?;
         }
         "stacks" => compile(&source, &program, &NO_FRAME_POINTERS.map(String::from))?,
         _ => compile(&source, &program, &[])?,

@@ -8,7 +8,7 @@ use crate::report::Report;
 
 /// Features that there is another way for. Each is switched off by itself in
 /// `exactness` and `rules`, and all together play the oldest kernel.
-pub const FALLBACKS: [&str; 9] = [
+pub const FALLBACKS: [&str; 10] = [
     "uprobe_multi",
     "perf_link",
     "attach_cookie",
@@ -18,6 +18,7 @@ pub const FALLBACKS: [&str; 9] = [
     "batched_lookup",
     "long_nop_emulated",
     "returns_keep_shadow_stack",
+    "find_vma",
 ];
 
 /// Features that there is no way without, with what is said when one is missing.
@@ -43,7 +44,7 @@ pub const ESSENTIAL: [(&str, &str); 4] = [
 ];
 
 /// Features that are looked for, and that nothing uses yet.
-pub const UNUSED: [&str; 2] = ["find_vma", "ring_buffer"];
+pub const UNUSED: [&str; 1] = ["ring_buffer"];
 
 thread_local! {
     static OFF: RefCell<String> = const { RefCell::new(String::new()) };

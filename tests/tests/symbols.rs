@@ -2,10 +2,13 @@
 
 use std::{
     fs,
-    process::ExitCode,
+    io::{BufRead as _, BufReader, Write as _},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::Duration,
@@ -49,7 +52,165 @@ fn cases() -> Vec<Case> {
             );
             read.is_bounded()
         }),
+        case("debug_information_is_fetched_only_when_asked", RUST, || {
+            let stripped = Stripped::new()?;
+            let server = Server::start(Some(stripped.debug_information()))?;
+            let caller = stripped.traced(&server.address, &[])?.caller;
+            ensure!(caller.is_none(), "found: {caller:?}");
+            ensure!(server.requests() == 0, "asked without being told to");
+
+            let fetched = stripped.traced(&server.address, &["--debuginfod"])?;
+            let (symbol, line) = fetched.caller.context("no caller")?;
+            ensure!(
+                symbol == "sites::site_box" && line.is_some(),
+                "{symbol} {line:?}"
+            );
+            ensure!(server.requests() > 0, "not asked");
+            ensure!(!fetched.notes.contains("fetched"), "{}", fetched.notes);
+
+            // From the disk.
+            let gone = Server::start(None)?;
+            let kept = stripped.traced(&gone.address, &["--debuginfod"])?;
+            ensure!(kept.caller.is_some(), "not kept");
+            Ok(())
+        }),
+        case("a_server_without_an_answer_holds_up_nothing", RUST, || {
+            let stripped = Stripped::new()?;
+            // Connections are accepted by the kernel, and that is all.
+            let silent = TcpListener::bind("127.0.0.1:0")?;
+            let address = format!("http://{}", silent.local_addr()?);
+            let traced = stripped.traced(&address, &["--debuginfod"])?;
+            ensure!(traced.caller.is_none(), "found: {:?}", traced.caller);
+            ensure!(
+                traced.notes.contains("could not be fetched in time"),
+                "{}",
+                traced.notes
+            );
+            ensure!(traced.took < Duration::from_secs(45), "{:?}", traced.took);
+            Ok(())
+        }),
     ]
+}
+
+/// The program `sites` without symbols, and a cache of its own for leaktrace.
+struct Stripped {
+    directory: tempfile::TempDir,
+}
+
+/// What a trace of it gave.
+#[derive(Debug)]
+struct Traced {
+    /// Name and line of the allocation's caller, if it has a name.
+    caller: Option<(String, Option<u64>)>,
+    notes: String,
+    took: Duration,
+}
+
+impl Stripped {
+    fn new() -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let stripped = Self { directory };
+        fs::create_dir(stripped.path("cache"))?;
+        let whole = build::fixture("sites")?;
+        let run = |tool: &str, arguments: &[&Path]| {
+            let status = Command::new(tool).args(arguments).status();
+            let status = status.with_context(|| format!("starting {tool}"))?;
+            ensure!(status.success(), "{tool} failed");
+            Ok(())
+        };
+        let only_debug = Path::new("--only-keep-debug");
+        run(
+            "objcopy",
+            &[only_debug, &whole, &stripped.debug_information()],
+        )?;
+        let program = stripped.path("sites");
+        run("strip", &[Path::new("-o"), &program, &whole])?;
+        Ok(stripped)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn debug_information(&self) -> PathBuf {
+        self.path("sites.debug")
+    }
+
+    fn traced(&self, servers: &str, options: &[&str]) -> Result<Traced> {
+        let mut fixture: Fixture = Start::program(&self.path("sites"), &[""; 0]).start()?;
+        let mut start = tracer::Start::attach(fixture.pid())?.args(options);
+        start
+            .command()
+            .env("DEBUGINFOD_URLS", servers)
+            .env("XDG_CACHE_HOME", self.path("cache"));
+        let mut tracer = start.attached()?;
+        fixture.tell("work")?;
+        tracer.signal(libc::SIGINT)?;
+        let ended = tracer.ended()?;
+        let report = ended.report()?;
+        fixture.finish_well()?;
+        let frames = report.stacks.iter().flat_map(|stack| &stack.frames);
+        let named = |name: &str| name.starts_with("sites::site_box");
+        let caller = frames
+            .filter(|frame| frame.symbol.as_deref().is_some_and(named))
+            .find_map(|frame| Some((frame.symbol.clone()?, frame.line)));
+        Ok(Traced {
+            caller,
+            notes: report.notes.join(" "),
+            took: ended.took,
+        })
+    }
+}
+
+/// A server of debug information that has one file, or none.
+struct Server {
+    address: String,
+    requests: Arc<AtomicU32>,
+}
+
+impl Server {
+    fn start(file: Option<PathBuf>) -> Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = format!("http://{}", listener.local_addr()?);
+        let requests = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&requests);
+        // Ends with the tests.
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                counter.fetch_add(1, Ordering::Relaxed);
+                // A client that is gone is no concern.
+                let _ = Self::answer(stream, file.as_deref());
+            }
+        });
+        Ok(Self { address, requests })
+    }
+
+    /// Any build id: what does not belong to it must be found out.
+    fn answer(mut stream: TcpStream, file: Option<&Path>) -> Result<()> {
+        let request = BufReader::new(stream.try_clone()?);
+        let mut lines = request.lines();
+        while lines
+            .next()
+            .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
+        {}
+        match file {
+            Some(file) => {
+                let bytes = fs::read(file)?;
+                let length = bytes.len();
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"
+                )?;
+                stream.write_all(&bytes)?;
+            }
+            None => stream.write_all(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")?,
+        }
+        Ok(())
+    }
+
+    fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
+    }
 }
 
 /// What came of a trace.

@@ -82,7 +82,7 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(tally.failed == 0)
 }
 
-/// Compilers and libraries for fixtures.
+/// Compilers, libraries and tools for fixtures.
 pub fn install_compilers() {
     let has_32_bit = || {
         process::text(Command::new("gcc").args(["-m32", "-print-file-name=Scrt1.o"]))
@@ -94,6 +94,9 @@ pub fn install_compilers() {
         ("golang-go", process::exists("go")),
         ("gcc-multilib", has_32_bit()),
         ("musl-tools", process::exists("musl-gcc")),
+        ("dwz", process::exists("dwz")),
+        ("elfutils", process::exists("eu-strip")),
+        ("xz-utils", process::exists("xz")),
     ];
     install_missing(&wanted, "the tests' fixtures");
     userspaces::fetch();

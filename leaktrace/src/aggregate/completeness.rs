@@ -25,16 +25,28 @@ pub fn completeness(
     Completeness::Incomplete(reason(end, file().as_deref()).into())
 }
 
+/// What is said of stacks with frames in a file in whose place something else was
+/// mapped, at a time that nobody told: they may be right.
+pub fn replaced(path: &str) -> Completeness {
+    let name = file_name(path);
+    Completeness::Incomplete(format!("something else was mapped in place of {name}").into())
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
 /// One text for each end, with the name of the file that is to blame, where one
 /// is.
 fn reason(end: Option<StackEnd>, file: Option<&str>) -> String {
-    let name = file.map(|path| path.rsplit('/').next().unwrap_or(path));
+    let name = file.map(file_name);
     let of = |what: &str| match name {
         Some(name) => format!("{what} {name}"),
         None => format!("{what} code without a file"),
     };
     let text = match end {
         Some(StackEnd::Gap) => return of("no unwind information in"),
+        Some(StackEnd::NotReady) => return of("unwind tables that were not ready yet, of"),
         Some(StackEnd::UnsupportedRule) => {
             return of("unwind information that is not supported in");
         }

@@ -19,7 +19,7 @@ use crate::{
     bpf::Maps,
     model::{CompleteShare, Completeness, Frame, SelfCheck, Site, SortKey, Sums},
     symbolize::Symbolizer,
-    target::code_files::CodeFiles,
+    target::code_files::{CodeFiles, FileNumber},
 };
 
 use self::{
@@ -69,7 +69,28 @@ struct KnownStack {
 pub struct Aggregator {
     symbolizer: Symbolizer,
     stacks: HashMap<u64, KnownStack>,
+    code: Arc<Mutex<CodeFiles>>,
     calls: CallCheck,
+}
+
+/// Files in whose place something else was mapped, with what is said of stacks
+/// through them.
+type Doubtful = HashMap<FileNumber, Completeness>;
+
+impl KnownStack {
+    /// Whether it is complete, as far as is known by now.
+    fn end(&self, doubtful: &Doubtful) -> Completeness {
+        let in_doubt = || {
+            let numbers = self.places.iter().map(|place| FileNumber(place.file()));
+            numbers.filter_map(|number| doubtful.get(&number)).next()
+        };
+        let doubt = if doubtful.is_empty() || !self.end.is_complete() {
+            None
+        } else {
+            in_doubt()
+        };
+        doubt.unwrap_or(&self.end).clone()
+    }
 }
 
 impl Aggregator {
@@ -80,7 +101,8 @@ impl Aggregator {
         Self {
             symbolizer,
             stacks: HashMap::new(),
-            calls: CallCheck::new(code),
+            calls: CallCheck::new(Arc::clone(&code)),
+            code,
         }
     }
 
@@ -152,13 +174,21 @@ impl Aggregator {
         self.calls.result()
     }
 
+    fn doubtful(&self) -> Doubtful {
+        let code = CodeFiles::lock(&self.code);
+        let doubtful = code.iter().filter(|(_, file)| file.is_doubtful);
+        doubtful
+            .map(|(number, file)| (number, completeness::replaced(&file.path)))
+            .collect()
+    }
+
     /// How much of all sums has complete stacks.
-    fn complete(&self, sums: &[(u64, Sums)]) -> CompleteShare {
+    fn complete(&self, sums: &[(u64, Sums)], doubtful: &Doubtful) -> CompleteShare {
         let share = |of: fn(&Sums) -> u64| {
             let weigh = |(_, sums): &(u64, Sums)| u128::from(of(sums));
             let is_complete = |(id, _): &&(u64, Sums)| {
                 let known = self.stacks.get(id);
-                known.is_some_and(|stack| stack.end.is_complete())
+                known.is_some_and(|stack| stack.end(doubtful).is_complete())
             };
             let all: u128 = sums.iter().map(weigh).sum();
             let complete: u128 = sums.iter().filter(is_complete).map(weigh).sum();
@@ -178,6 +208,9 @@ impl Aggregator {
         ages: Option<&BlockAges>,
         selection: &Selection,
     ) -> Sites {
+        if self.symbolizer.take_fetched() {
+            self.forget_frames();
+        }
         let totals = sums
             .iter()
             .fold(Sums::default(), |all, (_, one)| sites::add(all, *one));
@@ -192,18 +225,40 @@ impl Aggregator {
             growing
         };
         rows.truncate(shown);
-        let sites = rows.into_iter().map(|row| self.site(row, ages)).collect();
+        let doubtful = self.doubtful();
+        let sites = rows
+            .into_iter()
+            .map(|row| self.site(row, ages, &doubtful))
+            .collect();
         Sites {
             sites,
             growing,
             count,
             totals,
-            complete: self.complete(sums),
+            complete: self.complete(sums, &doubtful),
         }
     }
 
-    fn site(&mut self, row: sites::Row, ages: Option<&BlockAges>) -> Site {
-        let (frames, end) = self.resolve(row.stack_id);
+    /// Looks up all frames, and waits so long at most for debug information that
+    /// is being fetched for them.
+    pub fn wait_for_debug_information(&mut self, sums: &[(u64, Sums)], most: Duration) {
+        for (id, _) in sums {
+            let _ = self.resolve(*id, &Doubtful::new());
+        }
+        if self.symbolizer.wait_for_fetched(most) {
+            self.forget_frames();
+        }
+    }
+
+    /// So that they are looked up anew.
+    fn forget_frames(&mut self) {
+        for stack in self.stacks.values_mut() {
+            stack.frames = None;
+        }
+    }
+
+    fn site(&mut self, row: sites::Row, ages: Option<&BlockAges>, doubtful: &Doubtful) -> Site {
+        let (frames, end) = self.resolve(row.stack_id, doubtful);
         Site {
             stack_id: row.stack_id,
             class: "heap",
@@ -215,7 +270,7 @@ impl Aggregator {
         }
     }
 
-    fn resolve(&mut self, id: u64) -> (Arc<[Frame]>, Completeness) {
+    fn resolve(&mut self, id: u64, doubtful: &Doubtful) -> (Arc<[Frame]>, Completeness) {
         let Some(stack) = self.stacks.get_mut(&id) else {
             let end = completeness(Some(StackEnd::NotStored), || false, || None);
             return (Arc::from([]), end);
@@ -224,6 +279,32 @@ impl Aggregator {
             .frames
             .get_or_insert_with(|| self.symbolizer.resolve_stack(&stack.places))
             .clone();
-        (frames, stack.end.clone())
+        (frames, stack.end(doubtful))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacks_through_a_file_in_doubt_are_not_complete() {
+        let stack = |numbers: &[u16], end| KnownStack {
+            places: numbers
+                .iter()
+                .map(|number| FrameWord::in_file(*number, 16))
+                .collect(),
+            end,
+            frames: None,
+        };
+        let doubt = completeness::replaced("/opt/libfoo.so");
+        let doubtful = Doubtful::from([(FileNumber(2), doubt.clone())]);
+        let through = stack(&[1, 2, 3], Completeness::Complete);
+        assert_eq!(through.end(&doubtful), doubt);
+        assert_eq!(through.end(&Doubtful::new()), Completeness::Complete);
+        let past = stack(&[1, 3], Completeness::Complete);
+        assert_eq!(past.end(&doubtful), Completeness::Complete);
+        let known = Completeness::Incomplete("another reason".into());
+        assert_eq!(stack(&[2], known.clone()).end(&doubtful), known);
     }
 }

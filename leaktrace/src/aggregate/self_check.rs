@@ -149,6 +149,7 @@ mod tests {
         CallCheck::new(Arc::new(Mutex::new(CodeFiles::of(CodeFile {
             path: "/code".into(),
             image: Some(Image::Own(Arc::new(file))),
+            is_doubtful: false,
         }))))
     }
 

@@ -4,7 +4,11 @@
 use std::{os::fd::AsFd, ptr::NonNull};
 
 use anyhow::{Context as _, Result};
-use leaktrace_common::{arch::USUAL_TRAMPOLINE, control::Control, walk::flag};
+use leaktrace_common::{
+    arch::USUAL_TRAMPOLINE,
+    control::{Control, Mappings},
+    walk::flag,
+};
 use rustix::{
     mm::{MapFlags, ProtFlags, mmap, munmap},
     time::{ClockId, clock_gettime},
@@ -65,6 +69,12 @@ impl ControlPage {
         unsafe { field(self.record.as_ptr()).write_volatile(value) };
     }
 
+    /// Reads one field, which the programs may write at any time.
+    fn load<T>(&self, field: impl FnOnce(*mut Control) -> *mut T) -> T {
+        // SAFETY: as in `store`.
+        unsafe { field(self.record.as_ptr()).read_volatile() }
+    }
+
     /// Which process is traced; `filter` when the links don't tell.
     pub fn set_target(&self, process: ProcessId, filter: bool) {
         let ProcessId { tgid, namespace } = process;
@@ -80,13 +90,6 @@ impl ControlPage {
         self.store(field!(execs_left), expected);
     }
 
-    /// Whether the target has exec'd as often as was expected.
-    pub fn is_executed(&self) -> bool {
-        // SAFETY: as in `store`; the programs write it.
-        let left = unsafe { (&raw const (*self.record.as_ptr()).execs_left).read_volatile() };
-        left == 0
-    }
-
     /// Whether stacks are walked by frame pointers alone.
     pub fn set_frame_pointers(&self, alone: bool) {
         let flags = if alone { flag::FRAME_POINTERS } else { 0 };
@@ -98,15 +101,30 @@ impl ControlPage {
         self.store(field!(mappings_begun), generation);
     }
 
-    /// Mappings of this generation hold.
-    pub(super) fn set_mappings(&self, generation: u32) {
-        self.store(field!(mappings), generation);
+    /// These mappings hold.
+    pub(super) fn set_mappings(&self, mappings: Mappings) {
+        self.store(field!(mappings), mappings);
     }
 
     /// Changes when a walk meets an address in no known mapping.
     pub fn unmapped(&self) -> u32 {
-        // SAFETY: as in `store`; the programs write it.
-        unsafe { (&raw const (*self.record.as_ptr()).unmapped).read_volatile() }
+        self.load(field!(unmapped))
+    }
+
+    /// Changes when the target's loader adds or removes code.
+    pub fn loader_changes(&self) -> u32 {
+        self.load(field!(loader_changes))
+    }
+
+    /// Changes when the target's loader may have removed code.
+    pub fn unloads(&self) -> u32 {
+        self.load(field!(unloads))
+    }
+
+    /// From the function that the loader calls for debuggers to where it says what
+    /// it is doing; 0 when that is not known.
+    pub fn set_loader_state_distance(&self, distance: i64) {
+        self.store(field!(loader_state_distance), distance);
     }
 
     /// Which set of probes counts.
@@ -143,10 +161,7 @@ impl ControlPage {
 
     /// When an exec of the target ended the counting, if one has.
     pub fn exec_edge(&self) -> Option<Edge> {
-        let place = field!(exec_ns)(self.record.as_ptr());
-        // SAFETY: the mapping is at least as large as the record and lives as
-        // long as self.
-        let at = unsafe { place.read_volatile() };
+        let at = self.load(field!(exec_ns));
         (at != 0).then_some(Edge {
             earliest_ns: at,
             latest_ns: at,

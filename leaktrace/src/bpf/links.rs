@@ -29,7 +29,7 @@ pub struct Attachment {
     pub scope: Scope,
     /// How many sites are probed, entries and returns.
     pub sites: usize,
-    /// The sites at which entries are seen, for each of the planned files.
+    /// The sites at which entries are seen, for each of the files set last.
     pub entry_sites: Vec<Vec<u64>>,
     /// `None` when they were taken out.
     pub(super) holder: Option<Holder>,

@@ -1,7 +1,7 @@
 //! The maps of a loaded object, as the rest of the program reads them. Shared
 //! between threads: reading needs no lock, the kernel has its own.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
@@ -12,6 +12,7 @@ use leaktrace_common::{
     stack::{NOT_STORED, StackRecord, StackSums},
     unwind::Mapping,
 };
+use memmap2::Mmap;
 
 use super::{
     batch::{self, Shape},
@@ -29,6 +30,8 @@ pub struct Maps {
     control: ControlPage,
     slots: LiveSlots,
     unwind: UnwindMaps,
+    /// The program that lets the others know files, where they can ask for these.
+    learn_file: Option<OwnedFd>,
     buckets: u32,
     batched: bool,
     cpus: usize,
@@ -36,7 +39,7 @@ pub struct Maps {
 
 impl Maps {
     /// Takes the maps of a loaded object.
-    pub(super) fn new(maps: MapSet, batched: bool) -> Result<Self> {
+    pub(super) fn new(maps: MapSet, learn_file: Option<OwnedFd>, batched: bool) -> Result<Self> {
         let control = ControlPage::map(maps.fd("CONTROL")?)?;
         let buckets = maps.max_entries("LIVE_SLOTS")?;
         let slots = LiveSlots::map(maps.fd("LIVE_SLOTS")?, buckets)?;
@@ -46,6 +49,7 @@ impl Maps {
             control,
             slots,
             unwind,
+            learn_file,
             buckets,
             batched,
             cpus: possible_cpus(),
@@ -118,9 +122,26 @@ impl Maps {
         &self.unwind
     }
 
-    /// Publishes the process's executable mappings.
-    pub fn publish_mappings(&self, mappings: &[Mapping]) -> u32 {
-        self.unwind.publish(&self.control, mappings)
+    /// Publishes the process's executable mappings, which were read when its loader
+    /// had `unloads` (see [`ControlPage::unloads`]).
+    pub fn publish_mappings(&self, mappings: &[Mapping], unloads: u32) {
+        self.unwind.publish(&self.control, mappings, unloads);
+    }
+
+    /// Lets programs that ask the kernel about mappings know a file by its number,
+    /// as long as it is kept open. Nothing where they can't ask.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn publish_file_number(&self, file: &Mmap, number: u32) -> std::io::Result<()> {
+        let Some(program) = &self.learn_file else {
+            return Ok(());
+        };
+        let arguments = [file.as_ptr() as u64, number.into()];
+        match syscall::run_raw_tracepoint(program.as_fd(), &arguments)? {
+            0 => Ok(()),
+            error => Err(std::io::Error::from_raw_os_error(error.wrapping_neg())),
+        }
     }
 
     pub(super) fn set(&self) -> &MapSet {

@@ -7,6 +7,7 @@ mod control;
 mod debug_log;
 mod features;
 mod holder;
+mod kernel_types;
 mod links;
 mod maps;
 mod object;

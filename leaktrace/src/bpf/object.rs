@@ -15,6 +15,7 @@ use leaktrace_common::{
     remembered::RememberedWalk,
     stack::{StackRecord, StackSums},
     unwind::{CHUNK_ROWS, Chunk, FileRecord, MAX_FILES, MAX_RULES, MappingTable, Page, Rule},
+    vma::VmaLayout,
 };
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
@@ -84,14 +85,14 @@ impl Default for Limits {
         Self {
             max_blocks: 1 << 20,
             max_stacks: 16384,
-            max_threads: 32768,
+            max_threads: 8192,
             tables: TableRoom::NONE,
         }
     }
 }
 
 /// Maps whose memory can be taken as they fill.
-const GROWING_MAPS: [&str; 4] = ["LIVE", "IN_FLIGHT", "STACKS", "SUMS"];
+const GROWING_MAPS: [&str; 5] = ["LIVE", "IN_FLIGHT", "STACKS", "SUMS", "FILE_NUMBERS"];
 const BPF_F_NO_PREALLOC: u32 = 1;
 
 impl Limits {
@@ -168,6 +169,7 @@ impl Limits {
             + hash(self.max_threads, size_of::<u32>(), size_of::<InFlight>())
             + hash(self.max_stacks, size_of::<u64>(), size_of::<StackRecord>())
             + hash(self.max_stacks, size_of::<u64>(), size_of::<u64>())
+            + hash(MAX_FILES as u32, size_of::<u64>(), size_of::<u32>())
             + sums
             + cpus * size_of::<CounterBlock>() as u64
             + self.tables.memory()
@@ -221,6 +223,7 @@ impl ObjectSource {
 /// programs from it.
 pub struct Object {
     bytes: Vec<u8>,
+    vma_layout: VmaLayout,
 }
 
 impl Object {
@@ -233,7 +236,10 @@ impl Object {
                     .with_context(|| format!("the BPF object's map {name}"))?;
             }
         }
-        Ok(Self { bytes })
+        Ok(Self {
+            bytes,
+            vma_layout: features.vma_layout(),
+        })
     }
 
     /// Creates the maps (and makes aya's programs ready to be loaded).
@@ -241,6 +247,7 @@ impl Object {
         let (slots, hash) = limits.live_entries(form);
         let mut ebpf = EbpfLoader::new()
             .btf(None)
+            .override_global("VMA_LAYOUT", &self.vma_layout, true)
             .map_max_entries("LIVE", hash)
             .map_max_entries("LIVE_SLOTS", slots)
             .map_max_entries("STACKS", limits.max_stacks)

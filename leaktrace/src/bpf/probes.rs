@@ -41,6 +41,8 @@ pub enum Program {
     Tally,
     /// Nothing: what the probes themselves cost.
     Empty,
+    /// What the target's loader tells debuggers, at entries only.
+    Loader,
 }
 
 impl Program {
@@ -53,6 +55,7 @@ impl Program {
             },
             Self::Tally => ("tally", None),
             Self::Empty => ("empty", Some("empty_return")),
+            Self::Loader => ("loader_changes", None),
         }
     }
 }

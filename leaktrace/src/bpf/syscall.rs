@@ -13,6 +13,7 @@ pub const BPF_MAP_UPDATE_ELEM: u32 = 2;
 pub const BPF_MAP_DELETE_ELEM: u32 = 3;
 pub const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 pub const BPF_PROG_LOAD: u32 = 5;
+pub const BPF_PROG_TEST_RUN: u32 = 10;
 pub const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 pub const BPF_BTF_LOAD: u32 = 18;
 pub const BPF_MAP_LOOKUP_BATCH: u32 = 24;
@@ -128,6 +129,38 @@ pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io:
     let mut attributes = element(map, key, next.as_mut_ptr(), 0);
     // SAFETY: both buffers live through the call; a null key is allowed.
     unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attributes) }.map(|_| ())
+}
+
+/// Runs a program for a raw tracepoint once, here and now, with these arguments;
+/// what it returns.
+pub fn run_raw_tracepoint(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Result<i32> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct RunAttributes {
+        program_fd: u32,
+        result: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+        context_size_in: u32,
+        context_size_out: u32,
+        context_in: u64,
+        context_out: u64,
+        flags: u32,
+        cpu: u32,
+    }
+    let mut attributes = RunAttributes {
+        program_fd: program.as_raw_fd() as u32,
+        context_size_in: size_of_val(arguments) as u32,
+        context_in: arguments.as_ptr() as u64,
+        ..RunAttributes::default()
+    };
+    // SAFETY: the arguments live through the call.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attributes) }?;
+    Ok(attributes.result.cast_signed())
 }
 
 /// How often the kernel did not run a program because it, or another one, was

@@ -44,8 +44,16 @@ impl Tracer {
     pub fn load(source: &ObjectSource, limits: &Limits, features: &Features) -> Result<Self> {
         let object = Object::read(source, features)?;
         let form = LiveForm::of(features);
-        let (ebpf, maps) = object.create_maps(limits, form)?;
-        let maps = Arc::new(Maps::new(maps, features.has(Feature::BatchedLookup))?);
+        let (mut ebpf, maps) = object.create_maps(limits, form)?;
+        let learn_file = if features.has(Feature::FindVma) {
+            let program = raw_tracepoint(&mut ebpf, "learn_file")?;
+            program.load()?;
+            Some(program.fd()?.as_fd().try_clone_to_owned()?)
+        } else {
+            None
+        };
+        let batched = features.has(Feature::BatchedLookup);
+        let maps = Arc::new(Maps::new(maps, learn_file, batched)?);
         Ok(Self {
             ebpf,
             object,
@@ -114,10 +122,33 @@ impl Tracer {
         scope: Scope,
         generation: u8,
     ) -> Result<Attachment> {
+        let holder = Holder::start().context("starting the process that holds the probes")?;
+        let mut attachment = Attachment {
+            kind,
+            scope,
+            sites: 0,
+            entry_sites: Vec::new(),
+            holder: Some(holder),
+        };
+        self.extend(&mut attachment, files, program, generation)?;
+        Ok(attachment)
+    }
+
+    /// The same with probes that are held by the process that holds others.
+    pub fn extend(
+        &mut self,
+        attachment: &mut Attachment,
+        files: &[PlannedFile],
+        program: Program,
+        generation: u8,
+    ) -> Result<()> {
         let files = &with_generation(files, generation);
         let (entry, at_return) = program.names(self.form);
-        let mut holder = Holder::start().context("starting the process that holds the probes")?;
-        let mut sites = 0;
+        let (kind, scope) = (attachment.kind, attachment.scope);
+        let holder = attachment
+            .holder
+            .as_mut()
+            .context("the other probes have been taken out")?;
         let mut entry_sites = Vec::new();
         for (name, direction) in [
             (Some(entry), Direction::Entry),
@@ -128,30 +159,23 @@ impl Tracer {
                 let taken = match kind {
                     LinkKind::Multi => {
                         let program = self.multi_program(name)?.as_fd();
-                        link_multi(&mut holder, program, file, direction, scope)?
+                        link_multi(holder, program, file, direction, scope)?
                     }
                     LinkKind::Perf => file
                         .probes
                         .iter()
                         .filter(|probe| !direction.sites(probe).is_empty())
-                        .map(|probe| {
-                            self.attach_perf(&mut holder, name, file, probe, direction, scope)
-                        })
+                        .map(|probe| self.attach_perf(holder, name, file, probe, direction, scope))
                         .collect::<Result<_>>()?,
                 };
-                sites += taken.len();
+                attachment.sites += taken.len();
                 if direction == Direction::Entry {
                     entry_sites.push(taken);
                 }
             }
         }
-        Ok(Attachment {
-            kind,
-            scope,
-            sites,
-            entry_sites,
-            holder: Some(holder),
-        })
+        attachment.entry_sites = entry_sites;
+        Ok(())
     }
 
     /// Sets one probe by a perf event. Where the kernel knows no cookies, the
@@ -213,11 +237,7 @@ impl Tracer {
     }
 
     fn watch(&mut self, program: &str, event: &str) -> Result<()> {
-        let tracepoint: &mut RawTracePoint = self
-            .ebpf
-            .program_mut(program)
-            .ok_or_else(|| anyhow!("the BPF object has no program {program}"))?
-            .try_into()?;
+        let tracepoint = raw_tracepoint(&mut self.ebpf, program)?;
         tracepoint.load()?;
         tracepoint
             .attach(event)
@@ -248,6 +268,13 @@ impl Tracer {
         }
         Ok(program.fd()?.as_fd())
     }
+}
+
+fn raw_tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut RawTracePoint> {
+    let program = ebpf
+        .program_mut(name)
+        .ok_or_else(|| anyhow!("the BPF object has no program {name}"))?;
+    Ok(program.try_into()?)
 }
 
 /// The same probes as another set.

@@ -13,8 +13,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use leaktrace_common::unwind::{
-    Chunk, FileRecord, MAX_FILES, MAX_MAPPINGS, MAX_RULES, Mapping, MappingTable, Page, Row, Rule,
+use leaktrace_common::{
+    control::Mappings,
+    unwind::{
+        Chunk, FileRecord, MAX_FILES, MAX_MAPPINGS, MAX_RULES, Mapping, MappingTable, Page, Row,
+        Rule,
+    },
 };
 use memmap2::{MmapOptions, MmapRaw};
 
@@ -95,8 +99,8 @@ impl UnwindMaps {
     }
 
     /// Publishes the process's executable mappings, sorted, of which the first
-    /// [`MAX_MAPPINGS`] are kept; their generation.
-    pub fn publish(&self, control: &ControlPage, mappings: &[Mapping]) -> u32 {
+    /// [`MAX_MAPPINGS`] are kept. They were read when the loader had `unloads`.
+    pub fn publish(&self, control: &ControlPage, mappings: &[Mapping], unloads: u32) {
         let mut generation = self
             .generation
             .lock()
@@ -114,9 +118,8 @@ impl UnwindMaps {
             (&raw mut (*table).count).write_volatile(mappings.len() as u64);
         }
         fence(Ordering::SeqCst);
-        control.set_mappings(next);
+        control.set_mappings(Mappings::new(next, unloads));
         *generation = next;
-        next
     }
 }
 

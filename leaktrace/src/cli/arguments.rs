@@ -167,6 +167,13 @@ struct Trace {
     /// or by tables, and frame pointers where a file has none but keeps those
     #[arg(long, value_enum, default_value = "auto")]
     unwind: UnwindName,
+    /// Show functions as they were compiled, without those that were inlined
+    #[arg(long)]
+    no_inlines: bool,
+    /// Fetch debug information that is nowhere on this machine from the servers
+    /// in DEBUGINFOD_URLS (debuginfod(8)), which so learn what is traced
+    #[arg(long)]
+    debuginfod: bool,
     /// Keep no unwind tables on disk
     #[arg(long)]
     no_cache: bool,
@@ -269,6 +276,8 @@ impl Trace {
                 UnwindName::Fp => UnwindMode::FramePointers,
             },
             table_cache: !self.no_cache,
+            inlined: !self.no_inlines,
+            debuginfod: self.debuginfod,
             brake: match self.max_overhead.unwrap_or(default_overhead) {
                 Overhead::Off => Brake::Off,
                 Overhead::Limit(limit) => Brake::Limit(limit),

@@ -2,7 +2,6 @@
 //! information, in the file itself or beside it.
 
 use std::{
-    fs,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
@@ -12,6 +11,7 @@ use object::{
 };
 
 use super::allocators::{KNOWN, KnownAllocator};
+use crate::symbolize::{SERVERS, debug_file::SearchPath, elf_image::ElfImage, mini_debug_info};
 
 /// What a file tells about its functions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,10 @@ pub struct Symbols {
     pub exported: bool,
     /// It has source lines (`.debug_info`).
     pub debug_info: bool,
-    /// A file beside it has them, found by build id or `.gnu_debuglink`.
+    /// It has the names of the others, too, in compressed form
+    /// (`.gnu_debugdata`).
+    pub mini_debug_info: bool,
+    /// Another file has all of these, found by build id or `.gnu_debuglink`.
     pub debug_file: Option<PathBuf>,
     /// It names such a file (`.gnu_debuglink`).
     pub debug_link: Option<String>,
@@ -32,20 +35,12 @@ pub struct Symbols {
     pub allocators: Vec<&'static KnownAllocator>,
 }
 
-/// Where distributions put debug information.
-const DEBUG_DIRECTORY: &str = "/usr/lib/debug";
-
 impl Symbols {
-    /// Looks into a file, given its bytes and its path (in leaktrace's mount
-    /// namespace, if it is there at all).
+    /// Looks into a file, given its bytes and its path in the target.
     ///
     /// # Errors
     /// When it is no 64-bit ELF file, with the reason.
-    pub fn read(bytes: &[u8], path: &Path) -> Result<Self, String> {
-        Self::read_with(bytes, path, Path::new(DEBUG_DIRECTORY))
-    }
-
-    fn read_with(bytes: &[u8], path: &Path, debug_directory: &Path) -> Result<Self, String> {
+    pub fn read(bytes: &[u8], path: &Path, search: &SearchPath) -> Result<Self, String> {
         let file = ElfFile64::<Endianness>::parse(bytes).map_err(|error| error.to_string())?;
         let has = |name: &str| {
             file.section_by_name(name)
@@ -61,57 +56,19 @@ impl Symbols {
             .ok()
             .flatten()
             .map(|(name, _)| String::from_utf8_lossy(name).into_owned());
+        let image = ElfImage::parse(bytes).map_err(|error| error.to_string())?;
+        let debug_file = search.find(&image, path).map(|found| found.path);
         Ok(Self {
             symbol_table: has(".symtab"),
             exported: has(".dynsym"),
             debug_info: has(".debug_info"),
-            debug_file: debug_file(
-                build_id.as_deref(),
-                debug_link.as_deref(),
-                path,
-                debug_directory,
-            ),
+            mini_debug_info: has(mini_debug_info::SECTION),
+            debug_file,
             debug_link,
             build_id,
             allocators: allocators(&file),
         })
     }
-}
-
-/// The file with the debug information of another, where gdb looks for it.
-fn debug_file(
-    build_id: Option<&str>,
-    link: Option<&str>,
-    path: &Path,
-    directory: &Path,
-) -> Option<PathBuf> {
-    let by_build_id = build_id.and_then(|id| {
-        let (first, rest) = id.split_at_checked(2)?;
-        Some(
-            directory
-                .join(".build-id")
-                .join(first)
-                .join(format!("{rest}.debug")),
-        )
-    });
-    let by_link = link
-        .filter(|link| !link.contains('/'))
-        .zip(path.parent())
-        .map(|(link, beside)| {
-            let mirrored = directory.join(beside.strip_prefix("/").unwrap_or(beside));
-            [
-                beside.join(link),
-                beside.join(".debug").join(link),
-                mirrored.join(link),
-            ]
-        });
-    by_build_id
-        .into_iter()
-        .chain(by_link.into_iter().flatten())
-        // A file whose link names itself says nothing.
-        .find(|candidate| {
-            candidate != path && fs::metadata(candidate).is_ok_and(|metadata| metadata.is_file())
-        })
 }
 
 fn allocators(file: &ElfFile64<'_, Endianness>) -> Vec<&'static KnownAllocator> {
@@ -158,19 +115,17 @@ pub fn debug_package_hint(path: &Path, build_id: Option<&str>, pid: u32) -> Stri
     } else if Path::new("/usr/bin/dnf").exists() {
         format!("sudo dnf debuginfo-install {path}")
     } else {
-        other_debug_hint(&path, build_id)
+        other_debug_hint(&path, build_id, pid)
     }
 }
 
 /// Where no package manager is known that finds it. Servers of debug
 /// information (debuginfod) go by the build id.
-fn other_debug_hint(path: &str, build_id: Option<&str>) -> String {
+fn other_debug_hint(path: &str, build_id: Option<&str>, pid: u32) -> String {
     let package = format!("install the debug package of {path}");
-    let parts = build_id.and_then(|id| Some((id, id.split_at_checked(2)?)));
-    match parts {
-        Some((id, (first, rest))) => format!(
-            "{package}, or: sudo install -D $(debuginfod-find debuginfo {id}) \
-             {DEBUG_DIRECTORY}/.build-id/{first}/{rest}.debug"
+    match build_id {
+        Some(_) => format!(
+            "{package}, or: sudo --preserve-env={SERVERS} leaktrace attach {pid} --debuginfod"
         ),
         None => format!("{package}, or build it with -g and do not strip it"),
     }
@@ -181,16 +136,22 @@ mod tests {
     #[test]
     fn without_a_package_manager_the_build_id_leads_to_the_file() {
         assert_eq!(
-            other_debug_hint("/lib/x.so", Some("abcdef")),
-            "install the debug package of /lib/x.so, or: sudo install -D $(debuginfod-find \
-             debuginfo abcdef) /usr/lib/debug/.build-id/ab/cdef.debug"
+            other_debug_hint("/lib/x.so", Some("abcdef"), 7),
+            "install the debug package of /lib/x.so, or: sudo --preserve-env=DEBUGINFOD_URLS \
+             leaktrace attach 7 --debuginfod"
         );
-        assert!(other_debug_hint("/lib/x.so", None).ends_with("do not strip it"));
+        assert!(other_debug_hint("/lib/x.so", None, 7).ends_with("do not strip it"));
     }
 
-    use std::process::Command;
+    use std::{fs, process::Command};
 
     use super::*;
+
+    fn run(tool: &str, directory: &Path, arguments: &[&str]) {
+        let mut command = Command::new(tool);
+        let status = command.current_dir(directory).args(arguments).status();
+        assert!(status.unwrap().success(), "{tool} {arguments:?}");
+    }
 
     /// Compiles a program that looks like one with jemalloc in it.
     fn program(directory: &Path, options: &[&str]) -> Option<PathBuf> {
@@ -217,7 +178,8 @@ mod tests {
     }
 
     fn look(exe: &Path, debug_directory: &Path) -> Symbols {
-        Symbols::read_with(&fs::read(exe).unwrap(), exe, debug_directory).unwrap()
+        let search = SearchPath::new(None, vec![debug_directory.to_owned()], None).unwrap();
+        Symbols::read(&fs::read(exe).unwrap(), exe, &search).unwrap()
     }
 
     #[test]
@@ -244,34 +206,51 @@ mod tests {
     fn debug_files_are_found_by_build_id_and_by_link() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let Some(exe) = program(directory.path(), &["-s", "-Wl,--build-id=0xabcdef"]) else {
+        let Some(exe) = program(directory.path(), &["-g", "-Wl,--build-id=0xabcdef"]) else {
             return;
         };
+        let run = |tool: &str, arguments: &[&str]| run(tool, directory.path(), arguments);
         let by_id = at("debug/.build-id/ab/cdef.debug");
         fs::create_dir_all(by_id.parent().unwrap()).unwrap();
-        fs::write(&by_id, "").unwrap();
+        let split = ["--only-keep-debug", "main", by_id.to_str().unwrap()];
+        run("objcopy", &split);
+        run("strip", &["main"]);
         let seen = look(&exe, &at("debug"));
         assert_eq!(seen.build_id.as_deref(), Some("abcdef"));
-        assert_eq!(seen.debug_file, Some(by_id));
+        assert_eq!(seen.debug_file, Some(by_id.clone()));
+        assert!(!seen.debug_info && !seen.mini_debug_info);
 
         fs::create_dir(at(".debug")).unwrap();
-        let by_link = at(".debug/main.debug");
-        fs::write(&by_link, "").unwrap();
-        assert_eq!(
-            debug_file(None, Some("main.debug"), &exe, &at("elsewhere")),
-            Some(by_link)
+        fs::rename(&by_id, at(".debug/main.debug")).unwrap();
+        run(
+            "objcopy",
+            &["--add-gnu-debuglink=.debug/main.debug", "main"],
         );
-        assert_eq!(debug_file(None, Some("main"), &exe, &at("elsewhere")), None);
-        assert_eq!(
-            debug_file(Some("é"), Some("../x"), &exe, &at("elsewhere")),
-            None
+        let seen = look(&exe, &at("elsewhere"));
+        assert_eq!(seen.debug_file, Some(at(".debug/main.debug")));
+        // Another program's.
+        fs::copy(&exe, at(".debug/main.debug")).unwrap();
+        run(
+            "objcopy",
+            &[
+                "--update-section",
+                ".note.gnu.build-id=/dev/null",
+                ".debug/main.debug",
+            ],
         );
+        assert_eq!(look(&exe, &at("elsewhere")).debug_file, None);
+
+        fs::write(at("mini"), "xz").unwrap();
+        run("objcopy", &["--add-section=.gnu_debugdata=mini", "main"]);
+        assert!(look(&exe, &at("elsewhere")).mini_debug_info);
     }
 
     #[test]
     fn what_is_no_elf_file_is_an_error() {
-        assert!(Symbols::read(b"#!/bin/sh\n", Path::new("/x")).is_err());
-        assert!(Symbols::read(b"", Path::new("/x")).is_err());
+        let search = SearchPath::new(None, Vec::new(), None).unwrap();
+        for bytes in [&b"#!/bin/sh\n"[..], b""] {
+            assert!(Symbols::read(bytes, Path::new("/x"), &search).is_err());
+        }
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! What tracing needs of one process.
 
-use std::path::Path;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Mode, OFlags};
 
 use super::{
     AS_ROOT, Check,
@@ -11,6 +16,7 @@ use super::{
 use crate::{
     allocator,
     elf::ElfFile,
+    symbolize::debug_file::{DIRECTORIES, SearchPath},
     target::{
         Denial, Process, TargetError,
         mapped_file::{MappedFile, open_executable_files},
@@ -80,7 +86,11 @@ pub fn target_checks(process: &Process) -> Vec<Check> {
         }
     };
     let (files, problems) = open_executable_files(process, &mappings);
-    let files: Vec<File> = files.iter().map(|file| File::look_into(file)).collect();
+    let search = search_path(pid);
+    let files: Vec<File> = files
+        .iter()
+        .map(|file| File::look_into(file, search.as_ref()))
+        .collect();
     checks.extend(allocator_checks(process, &files));
     let unwinding = |file: &File| unwinding_check(&file.shown(), &file.unwinding);
     checks.extend(files.iter().map(unwinding));
@@ -92,6 +102,14 @@ pub fn target_checks(process: &Process) -> Vec<Check> {
         }),
     );
     checks
+}
+
+/// Where debug files of a process are looked for, as when it is traced.
+fn search_path(pid: u32) -> io::Result<SearchPath> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(format!("/proc/{pid}/root"), flags, Mode::empty()).ok();
+    let directories = DIRECTORIES.map(PathBuf::from).to_vec();
+    Ok(SearchPath::new(root, directories, None)?)
 }
 
 fn seccomp(mode: u32) -> Check {
@@ -106,7 +124,7 @@ fn seccomp(mode: u32) -> Check {
 /// What was found in a mapped file.
 #[derive(Debug)]
 struct File {
-    path: std::path::PathBuf,
+    path: PathBuf,
     deleted: bool,
     symbols: Result<Symbols, String>,
     unwinding: Result<Unwinding, Reason>,
@@ -116,12 +134,14 @@ struct File {
 }
 
 impl File {
-    fn look_into(file: &MappedFile) -> Self {
+    fn look_into(file: &MappedFile, search: Result<&SearchPath, &io::Error>) -> Self {
         let (symbols, unwinding, has_malloc, is_static) = match file.map() {
             Ok(bytes) => {
                 let elf = ElfFile::parse(&bytes).ok();
                 (
-                    Symbols::read(&bytes, file.path()),
+                    search
+                        .map_err(ToString::to_string)
+                        .and_then(|search| Symbols::read(&bytes, file.path(), search)),
                     Unwinding::read(&bytes),
                     elf.as_ref().is_some_and(allocator::is_in),
                     elf.as_ref().is_some_and(ElfFile::is_static),
@@ -255,6 +275,13 @@ fn symbol_check(file: &File, pid: u32) -> Check {
             Symbols {
                 symbol_table: true, ..
             } => Check::ok(NAME, format!("{shown}: functions, no source lines")),
+            Symbols {
+                mini_debug_info: true,
+                ..
+            } => Check::ok(
+                NAME,
+                format!("{shown}: functions, from mini-debug-info, no source lines"),
+            ),
             Symbols { exported: true, .. } => Check::warning(
                 NAME,
                 format!(
@@ -440,6 +467,15 @@ mod tests {
                 "warn /lib/x.so (deleted or replaced; read as it is mapped): exported functions \
                  only (stripped; no debug file for build id abcd)"
             ]
+        );
+        let mini = Symbols {
+            exported: true,
+            mini_debug_info: true,
+            ..Symbols::default()
+        };
+        assert!(
+            texts(&[symbol_check(&file(mini), 7)], "symbols")[0]
+                .ends_with("functions, from mini-debug-info, no source lines")
         );
         let with_debug = Symbols {
             debug_file: Some("/d/x.debug".into()),

@@ -5,10 +5,12 @@
 //! Format: System V ABI (gABI) and the x86-64 psABI.
 
 mod linkage;
+mod loader_hook;
 mod symbols;
 mod unwind_info;
 
 pub use linkage::Linkage;
+pub use loader_hook::LoaderHook;
 use object::{
     LittleEndian, SectionIndex, elf,
     read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, SectionTable},

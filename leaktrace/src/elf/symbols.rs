@@ -76,6 +76,19 @@ impl ElfFile<'_> {
         found
     }
 
+    /// The address of a variable that the file exports under this name.
+    #[must_use]
+    pub fn exported_variable(&self, name: &str) -> Option<u64> {
+        let (symbols, strings) = self.dynamic_symbols()?;
+        let symbol = symbols.iter().find(|symbol| {
+            symbol.st_type() == elf::STT_OBJECT
+                && symbol.st_shndx.get(ENDIAN) != elf::SHN_UNDEF
+                && short_name(strings, symbol.st_name.get(ENDIAN), name.len())
+                    == Some(name.as_bytes())
+        })?;
+        Some(symbol.st_value.get(ENDIAN))
+    }
+
     /// The symbols and names of the first section of this type.
     fn symbols_of(&self, kind: u32) -> Option<Table<'_>> {
         let mut sections = self.sections.iter();

@@ -200,7 +200,14 @@ pub fn give_away(file: impl AsFd, owner: Owner) -> Result<(), Errno> {
 }
 
 /// Links a file without a name to `name`, replacing what is there.
-fn put_into_place(file: &OwnedFd, directory: BorrowedFd<'_>, name: &OsStr) -> Result<(), Errno> {
+///
+/// # Errors
+/// The kernel's.
+pub fn put_into_place(
+    file: &OwnedFd,
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+) -> Result<(), Errno> {
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     let link = |to: &OsStr| linkat(CWD, &unnamed, directory, to, AtFlags::SYMLINK_FOLLOW);
     match link(name) {

@@ -5,6 +5,7 @@
 //! destinations. [`Outputs`] is what a session holds.
 
 pub mod atomic;
+pub mod cache;
 pub mod destination;
 pub mod directory;
 pub mod error;

@@ -19,3 +19,4 @@ pub mod quantity;
 pub mod stack;
 pub mod summary;
 pub mod table;
+pub mod templates;

@@ -7,7 +7,10 @@ use std::borrow::Cow;
 
 use crate::{
     model::Frame,
-    report::line::{head, tail, width},
+    report::{
+        line::{head, tail, width},
+        templates::without_defaults,
+    },
 };
 
 /// Stands for template arguments that are left out.
@@ -53,12 +56,16 @@ pub fn file_name(path: &str) -> &str {
     }
 }
 
-/// What a frame is called: its function, or where its code lies when no symbol
+/// What a frame is called: its function, without a standard template's default
+/// arguments, or where its code lies when no symbol
 /// covers it (`[libfoo.so+0x1234]`).
 #[must_use]
 pub fn function(frame: &Frame) -> Cow<'_, str> {
     match (&frame.symbol, &frame.module) {
-        (Some(symbol), _) if !symbol.is_empty() => clean(symbol),
+        (Some(symbol), _) if !symbol.is_empty() => match without_defaults(symbol) {
+            Cow::Borrowed(symbol) => clean(symbol),
+            Cow::Owned(short) => Cow::Owned(clean(&short).into_owned()),
+        },
         (_, Some(module)) => {
             let module = clean(file_name(module));
             let module = module.trim_matches(['[', ']']);
@@ -252,7 +259,7 @@ fn opposite(closer: u8) -> u8 {
 
 /// Length of the word `operator` at `at`, with the symbol after it, whose
 /// brackets match nothing; 0 when it is not there.
-fn operator_length(name: &str, at: usize) -> usize {
+pub(super) fn operator_length(name: &str, at: usize) -> usize {
     const WORD: &str = "operator";
     const SYMBOLS: [&str; 13] = [
         "()", "[]", "<=>", "<<=", ">>=", "->*", "<<", ">>", "<=", ">=", "->", "<", ">",

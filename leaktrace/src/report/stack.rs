@@ -74,7 +74,11 @@ pub fn brief(site: &Site, columns: usize) -> Line {
 fn innermost_text(frame: &Frame, columns: usize) -> (String, String) {
     let function = name::function(frame);
     let bare = name::without_signature(&function);
-    let place = name::place(frame, false).map_or_else(String::new, |place| format!(" {place}"));
+    let place = match (name::place(frame, false), &frame.symbol) {
+        (Some(place), _) => format!(" {place}"),
+        (None, Some(_)) => offset_and_file(frame),
+        (None, None) => String::new(),
+    };
     let room = columns.saturating_sub(width(&place));
     // Rather the place than far namespaces, but not at the price of the name.
     if width(&name::collapsed(bare)) <= room || room >= 24 {
@@ -124,7 +128,7 @@ pub fn whole(site: &Site, indent: usize, columns: Option<usize>) -> impl Iterato
 }
 
 /// `Session::create(User const&) at src/session.cc:88, inlined`, or
-/// `qsort+0x1f in libc.so.6`.
+/// `qsort+0x1f (libc.so.6)`.
 fn frame_line(frame: &Frame, columns: Option<usize>) -> Line {
     let mut function = name::function(frame);
     let mut place = frame_place(frame, true);
@@ -148,20 +152,27 @@ fn frame_line(frame: &Frame, columns: Option<usize>) -> Line {
 
 /// Where a frame's code is, to follow its function's name.
 fn frame_place(frame: &Frame, whole_path: bool) -> String {
-    let mut text = match (name::place(frame, whole_path), &frame.symbol, &frame.module) {
-        (Some(place), ..) => format!(" at {place}"),
-        (None, Some(_), Some(module)) => {
-            let module = name::clean(name::file_name(module));
-            match frame.symbol_offset {
-                0 => format!(" in {module}"),
-                offset => format!("+{offset:#x} in {module}"),
-            }
-        }
+    let mut text = match (name::place(frame, whole_path), &frame.symbol) {
+        (Some(place), _) => format!(" at {place}"),
+        (None, Some(_)) => offset_and_file(frame),
         // Without a symbol the place is the name.
-        _ => String::new(),
+        (None, None) => String::new(),
     };
     if frame.inlined {
         text.push_str(", inlined");
     }
     text
+}
+
+/// `+0x1f (libc.so.6)`, to follow the name of a function whose source is not
+/// known.
+fn offset_and_file(frame: &Frame) -> String {
+    let offset = match frame.symbol_offset {
+        0 => String::new(),
+        offset => format!("+{offset:#x}"),
+    };
+    match &frame.module {
+        Some(module) => format!("{offset} ({})", name::clean(name::file_name(module))),
+        None => offset,
+    }
 }

@@ -12,8 +12,8 @@ use super::{
     plan::Plan,
     progress::Progress,
     rehearsal, signals,
-    start::{self, Subject, Workbench},
-    unwinding::{self, Preparation, Unwinding},
+    start::{self, Outlook, Subject, Workbench},
+    unwinding::{self, Preparation, Stage, Unwinding},
 };
 use crate::{
     bpf::{Feature, Scope},
@@ -23,6 +23,7 @@ use crate::{
     say,
     target::{
         Process, TargetError, cpu::CpuClock, mapped_file, mapping, mapping_watch::MappingWatch,
+        memory,
     },
 };
 
@@ -36,8 +37,12 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     let mut mappings = MappingWatch::by_maps(process.pid());
     let (_, files) = mappings.current(&process);
     let tables = Preparation::start(&files, options.unwind, options.table_cache)?;
-    let shadow_stack = process.has_shadow_stack();
-    let mut workbench = Workbench::set_up(options, tables.room(), shadow_stack, &progress)?;
+    let outlook = Outlook {
+        tables: tables.room(),
+        shadow_stack: process.has_shadow_stack(),
+        threads: memory::sample(&process).threads.unwrap_or(1),
+    };
+    let mut workbench = Workbench::set_up(options, &outlook, &progress)?;
 
     progress.phase("reading symbols");
     let mut notes = Vec::new();
@@ -54,6 +59,12 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     if process.seccomp() != 0 {
         rehearsal::under_seccomp(&mut workbench.tracer, workbench.ability, kind)?;
     }
+    let scope = if process.main_thread_ended() {
+        Scope::Everyone
+    } else {
+        Scope::Process(process.pid())
+    };
+    workbench.watch_loader(&plan, scope)?;
     // While calls are counted, tables are published.
     let followed = unwinding::Subject {
         process: Arc::new(process),
@@ -61,12 +72,8 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         code: Arc::default(),
     };
     let process = Arc::clone(&followed.process);
-    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), followed.clone())?;
-    let scope = if process.main_thread_ended() {
-        Scope::Everyone
-    } else {
-        Scope::Process(process.pid())
-    };
+    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), &followed.code, &[])?;
+    unwinding.follow(followed.clone());
     let mut own_system_rate = 0.0;
     if options.brake != Brake::Off || options.estimate_only {
         progress.phase("counting calls for half a second");
@@ -98,7 +105,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     progress.phase("attaching");
     // Stacks need names also when the process ends or execs right afterwards:
     // its mappings are known before events count.
-    unwinding.wait();
+    unwinding.wait_until(Stage::Followed);
     let live = workbench.switch_on(&plan, process.pid(), scope, 0, options)?;
     signals.tracing();
     // Only now: on a busy machine, a nice leaktrace would take long to set up.

@@ -9,8 +9,8 @@ use super::{
     plan::Plan,
     progress::Progress,
     signals,
-    start::{self, Subject, Workbench},
-    unwinding::{self, Preparation, Unwinding},
+    start::{self, Outlook, Subject, Workbench},
+    unwinding::{self, Preparation, Stage, Unwinding},
 };
 use crate::{
     bpf::Scope,
@@ -51,7 +51,12 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let progress = Progress::start("looking at the command");
     priority::die_first();
     let tables = Preparation::start(&files, options.unwind, options.table_cache)?;
-    let mut workbench = Workbench::set_up(options, tables.room(), false, &progress)?;
+    let outlook = Outlook {
+        tables: tables.room(),
+        shadow_stack: false,
+        threads: 1,
+    };
+    let mut workbench = Workbench::set_up(options, &outlook, &progress)?;
     let plan = Plan::of(&files, workbench.ability)?;
     if plan.files.is_empty() {
         bail!(
@@ -70,7 +75,13 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
         );
     }
     progress.phase("attaching");
-    let live = workbench.switch_on(&plan, child.pid(), Scope::Process(child.pid()), 1, options)?;
+    let scope = Scope::Process(child.pid());
+    workbench.watch_loader(&plan, scope)?;
+    let live = workbench.switch_on(&plan, child.pid(), scope, 1, options)?;
+    let code = Arc::default();
+    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), &code, &files)?;
+    // From its first instruction on, stacks are to be complete.
+    unwinding.wait_until(Stage::Prepared);
     drop(progress);
     signals.tracing();
     let mappings = MappingWatch::start(child.pid());
@@ -81,9 +92,9 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let followed = unwinding::Subject {
         process: Arc::new(process.as_executed(&path, &prediction.program)),
         mappings: Arc::new(Mutex::new(mappings)),
-        code: Arc::default(),
+        code,
     };
-    let unwinding = Unwinding::start(tables, workbench.tracer.maps(), followed.clone())?;
+    unwinding.follow(followed.clone());
     let notes = plan.problems.clone();
     let subject = Subject {
         mappings: followed.mappings,

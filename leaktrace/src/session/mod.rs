@@ -64,6 +64,10 @@ pub struct TraceOptions {
     pub unwind: UnwindMode,
     /// Keep unwind tables on disk.
     pub table_cache: bool,
+    /// Show inlined functions.
+    pub inlined: bool,
+    /// Fetch debug information that is nowhere on this machine.
+    pub debuginfod: bool,
     /// When tracing costs too much.
     pub brake: Brake,
     /// Say what it would cost, and end.
@@ -107,6 +111,8 @@ impl TraceOptions {
                 UnwindMode::FramePointers => Some("fp".to_owned()),
             },
         );
+        say("debuginfod", self.debuginfod.then(String::new));
+        say("no-inlines", (!self.inlined).then(String::new));
         say(
             "max-overhead",
             Some(match self.brake {

@@ -13,6 +13,7 @@ use crate::{
     allocator::{self, WatchedFunction},
     arch,
     bpf::{PlannedFile, PlannedProbe},
+    elf::{ElfFile, LoaderHook},
     file_map,
     model::WatchedFileInfo,
     probe_site::KernelAbility,
@@ -36,10 +37,16 @@ pub struct Plan {
     pub problems: Vec<String>,
     /// How many functions of watched allocators can't be watched.
     pub unwatched: u64,
+    /// What tells of code that is loaded and unloaded: a probe in the loader.
+    pub loader: Vec<PlannedFile>,
+    /// See [`LoaderHook`]; 0 when it is not known.
+    pub loader_state_distance: i64,
     /// Every file that was looked at.
     pub examined: HashSet<(Device, u64)>,
     /// Keeps the files open that `files` names.
     opened: Vec<Arc<MappedFile>>,
+    /// Likewise for `loader`.
+    opened_loader: Option<Arc<MappedFile>>,
 }
 
 impl Plan {
@@ -67,6 +74,11 @@ impl Plan {
                 return Ok(());
             }
         };
+        if let Ok(elf) = ElfFile::parse(&bytes)
+            && let Some(hook) = elf.loader_hook()
+        {
+            self.add_loader(file, hook);
+        }
         let missing_before = file_map::cut_short();
         let discovered = allocator::discover(&bytes, ability);
         if file_map::cut_short() > missing_before {
@@ -115,6 +127,25 @@ impl Plan {
         });
         self.opened.push(Arc::clone(file));
         Ok(())
+    }
+
+    /// A process has one loader; libraries for others may be mapped as well.
+    fn add_loader(&mut self, file: &Arc<MappedFile>, hook: LoaderHook) {
+        if !self.loader.is_empty() {
+            return;
+        }
+        self.loader_state_distance = hook.state_distance.unwrap_or(0);
+        self.loader.push(PlannedFile {
+            path: file.descriptor_path(),
+            name: file_name(file),
+            probes: vec![PlannedProbe {
+                function: "the function for debuggers".to_owned(),
+                cookie: 0,
+                entry_sites: vec![hook.function],
+                return_sites: Vec::new(),
+            }],
+        });
+        self.opened_loader = Some(Arc::clone(file));
     }
 
     /// Whether the kernel's breakpoint is at the first function's site in the

@@ -10,12 +10,13 @@ use std::{
         mpsc::{self, Receiver, Sender},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use leaktrace_common::counter::Counter;
 
-use super::{TraceOptions, plan::Plan, snapshot::Snapshot, unwinding::lock};
+use super::{TraceOptions, plan::Plan, progress::Progress, snapshot::Snapshot, unwinding::lock};
 use crate::{
     aggregate::{Aggregator, Selection},
     bpf::Maps,
@@ -29,6 +30,10 @@ use crate::{
     say,
     target::{Process, mapped_file::MappedFile, mapping::Device, mapping_watch::MappingWatch},
 };
+
+/// How long the last report waits for debug information that is being fetched.
+/// The probes are gone by then.
+const FETCH_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What reports have in common.
 pub struct Common {
@@ -145,6 +150,11 @@ impl Workshop {
                     self.common.notes.extend(notes);
                     self.learn(&snapshot);
                     self.note_what_was_missed();
+                    if self.options.debuginfod {
+                        let _shown = Progress::start("fetching debug information");
+                        self.aggregator
+                            .wait_for_debug_information(&snapshot.sums, FETCH_PATIENCE);
+                    }
                     let report = self.report(*snapshot, None);
                     let (written, failures) = self.write(&report);
                     return Some(Finished {
@@ -238,7 +248,7 @@ impl Workshop {
             .aggregator
             .sites(&snapshot.sums, snapshot.ages.as_ref(), &selection);
         let mut notes = self.common.notes.clone();
-        notes.extend_from_slice(self.aggregator.symbolizer().notes());
+        notes.extend(self.aggregator.symbolizer().notes());
         Report {
             process: self.common.process.clone(),
             trace: self.common.trace.clone(),

@@ -64,6 +64,27 @@ pub struct Workbench {
     pub calibration: Calibration,
     /// What full maps take, bytes.
     pub map_memory: u64,
+    /// Probes in the target's loader.
+    loader: Option<Attachment>,
+}
+
+/// What is known of the target before programs are loaded.
+pub struct Outlook {
+    pub tables: TableRoom,
+    pub shadow_stack: bool,
+    /// How many it has.
+    pub threads: u64,
+}
+
+impl Outlook {
+    /// Records of threads take some KiB each, which some kernels take at once. A
+    /// thread without one is a loss that is counted.
+    fn room_for_threads(&self) -> u32 {
+        const LEAST: u64 = 8192;
+        const MOST: u64 = 1 << 20;
+        let room = self.threads.saturating_mul(4).clamp(LEAST, MOST);
+        u32::try_from(room).unwrap_or(u32::MAX)
+    }
 }
 
 impl Workbench {
@@ -71,17 +92,13 @@ impl Workbench {
     ///
     /// # Errors
     /// When the kernel can't or won't, or there is too little memory.
-    pub fn set_up(
-        options: &TraceOptions,
-        tables: TableRoom,
-        shadow_stack: bool,
-        progress: &Progress,
-    ) -> Result<Self> {
+    pub fn set_up(options: &TraceOptions, target: &Outlook, progress: &Progress) -> Result<Self> {
         // Before anything is tried: under the usual limit, a kernel that charges BPF to
         // it refuses even trials while another leaktrace runs.
         let _ = privilege::raise_locked_memory_limit();
         let limits = Limits {
-            tables,
+            tables: target.tables,
+            max_threads: target.room_for_threads(),
             ..options.limits
         };
         let mut features = Features::from_environment()?;
@@ -96,7 +113,7 @@ impl Workbench {
             } else {
                 NopAbility::OneByte
             },
-            shadow_stack,
+            shadow_stack: target.shadow_stack,
         };
         let program = if options.empty_programs {
             Program::Empty
@@ -117,7 +134,27 @@ impl Workbench {
             tracer,
             calibration,
             map_memory,
+            loader: None,
         })
+    }
+
+    /// Has the target's loader tell of what it loads and unloads from now on: to
+    /// be called before its mappings are read, so that no change is missed.
+    ///
+    /// # Errors
+    /// When the probe can't be set.
+    pub fn watch_loader(&mut self, plan: &Plan, scope: Scope) -> Result<()> {
+        let distance = plan.loader_state_distance;
+        self.tracer
+            .maps()
+            .control()
+            .set_loader_state_distance(distance);
+        let kind = self.calibration.link_kind;
+        let probes = self
+            .tracer
+            .attach(kind, &plan.loader, Program::Loader, scope, 0)?;
+        self.loader = Some(probes);
+        Ok(())
     }
 
     /// Sets the probes and lets events count.
@@ -147,9 +184,9 @@ impl Workbench {
         self.tracer.attach_thread_events()?;
         let kind = self.calibration.link_kind;
         self.tracer.count_unseen_vforks(kind, scope)?;
-        let attachment = self
-            .tracer
-            .attach(kind, &plan.files, self.program, scope, 0)?;
+        let mut attachment = self.loader.take().context("the loader is not watched")?;
+        self.tracer
+            .extend(&mut attachment, &plan.files, self.program, 0)?;
         let started = jiff::Zoned::now();
         let enabled = maps.control().enable(true);
         Ok(Live {
@@ -209,13 +246,14 @@ pub fn observe(
     } = subject;
     let trampoline_found = find_trampoline(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
-    let mut symbolizer = symbolizer(&process, Arc::clone(&code));
+    let mut symbolizer = symbolizer(&process, Arc::clone(&code), options);
     let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
+    lines.extend(symbolizer.notes());
     lines.push(messages::map_memory(
         workbench.map_memory,
         options.limits.max_blocks,
@@ -369,9 +407,19 @@ fn check_memory(limits: &Limits, features: &Features) -> Result<u64> {
 }
 
 /// Separate debug files are looked for in the target's root as well.
-fn symbolizer(process: &Process, code: Arc<Mutex<CodeFiles>>) -> Symbolizer {
-    let mut options = symbolize::Options::new(allocator::is_allocation_wrapper);
-    options.target_root = Some(format!("/proc/{}/root", process.pid()).into());
+fn symbolizer(
+    process: &Process,
+    code: Arc<Mutex<CodeFiles>>,
+    options: &TraceOptions,
+) -> Symbolizer {
+    let target_root = Some(format!("/proc/{}/root", process.pid()).into());
+    let servers = || std::env::var(symbolize::SERVERS).unwrap_or_default();
+    let options = symbolize::Options {
+        target_root,
+        servers: options.debuginfod.then(servers),
+        inlined: options.inlined,
+        ..symbolize::Options::new(allocator::is_allocation_wrapper)
+    };
     Symbolizer::new(options, code)
 }
 

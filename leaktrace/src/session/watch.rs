@@ -231,13 +231,12 @@ impl Watch {
         let generation = u8::from(self.tracer.has_cookies());
         let kind = self.attachment.kind;
         self.tracer.count_unseen_vforks(kind, Scope::Everyone)?;
-        let unbound = self.tracer.attach(
-            kind,
-            &self.plan.files,
-            self.program,
-            Scope::Everyone,
-            generation,
-        )?;
+        let (loader, files) = (&self.plan.loader, &self.plan.files);
+        let mut unbound = self
+            .tracer
+            .attach(kind, loader, Program::Loader, Scope::Everyone, 0)?;
+        self.tracer
+            .extend(&mut unbound, files, self.program, generation)?;
         maps.control().set_generation(generation);
         let mut bound = std::mem::replace(&mut self.attachment, unbound);
         std::thread::spawn(move || bound.detach(|_, _| {}));

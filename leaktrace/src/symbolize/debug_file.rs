@@ -13,9 +13,9 @@ use std::{
 };
 
 use memmap2::Mmap;
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 
-use super::elf_image::{DebugSize, ElfImage};
+use super::elf_image::{DebugSize, ElfImage, SharedDebug};
 use crate::file_map;
 
 /// Where to look.
@@ -27,10 +27,17 @@ pub struct SearchPath {
     roots: Vec<OwnedFd>,
     /// Directories of debug files, absolute paths within each root.
     directories: Vec<PathBuf>,
+    /// One more, with what was fetched.
+    fetched: Option<OwnedFd>,
 }
+
+/// Where distributions put debug files.
+pub const DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
 
 /// A separate debug file.
 pub struct DebugFile {
+    /// Where it was found, in one of the roots.
+    pub path: PathBuf,
     /// Kept open: its descriptor is how blazesym gets at it.
     pub file: File,
     /// All of it.
@@ -54,18 +61,20 @@ const PACKAGE: &str = ".dwp";
 
 impl SearchPath {
     /// Looks in these directories under a root of the target's, if it is known,
-    /// then under leaktrace's own.
+    /// then under leaktrace's own, and last among what was fetched.
     ///
     /// # Errors
     /// When leaktrace's own root can't be opened.
     pub fn new(
         target_root: Option<OwnedFd>,
         directories: Vec<PathBuf>,
+        fetched: Option<OwnedFd>,
     ) -> rustix::io::Result<Self> {
         let own = open_directory(c"/")?;
         Ok(Self {
             roots: target_root.into_iter().chain([own]).collect(),
             directories,
+            fetched,
         })
     }
 
@@ -78,7 +87,8 @@ impl SearchPath {
                 .iter()
                 .map(move |directory| root.join(relative(directory)))
         };
-        self.roots.iter().flat_map(below).collect()
+        let fetched = self.fetched.iter().map(descriptor_path);
+        self.roots.iter().flat_map(below).chain(fetched).collect()
     }
 
     /// The debug file of an image that is at `path` in the target. Only one with
@@ -88,14 +98,14 @@ impl SearchPath {
         let by_build_id = image
             .build_id
             .iter()
-            .flat_map(|build_id| self.by_build_id(build_id));
+            .flat_map(|build_id| self.open_by_build_id(build_id));
         let by_link = image
             .debug_link
             .iter()
-            .flat_map(|(name, _)| self.by_link(name, path));
+            .flat_map(|(name, _)| self.by_link(name, path))
+            .flat_map(|candidate| self.open(candidate));
         by_build_id
             .chain(by_link)
-            .flat_map(|candidate| self.open(candidate))
             .find(|found| match (&image.build_id, &image.debug_link) {
                 (Some(build_id), _) => found.image.build_id.as_ref() == Some(build_id),
                 (None, Some((_, crc))) => crc32fast::hash(&found.bytes) == *crc,
@@ -103,13 +113,15 @@ impl SearchPath {
             })
     }
 
-    /// The file that a debug file shares with others.
+    /// The file that others share, by build id, or at its path.
     #[must_use]
-    pub fn find_shared(&self, build_id: &[u8]) -> Option<DebugFile> {
-        self.by_build_id(build_id)
-            .into_iter()
-            .flat_map(|candidate| self.open(candidate))
-            .find(|found| found.image.build_id.as_deref() == Some(build_id))
+    pub fn find_shared(&self, shared: &SharedDebug, holder: &File) -> Option<DebugFile> {
+        let by_build_id = self.open_by_build_id(&shared.build_id);
+        let beside = std::fs::read_link(descriptor_path(holder)).ok();
+        let by_path = beside.and_then(|holder| Some(holder.parent()?.join(&shared.path)));
+        by_build_id
+            .chain(by_path.into_iter().flat_map(|path| self.open(path)))
+            .find(|found| found.image.build_id.as_ref() == Some(&shared.build_id))
     }
 
     /// The package that is beside a program, if that is still at its path.
@@ -140,15 +152,16 @@ impl SearchPath {
             .filter_map(move |root| open_elf(root, &path))
     }
 
-    fn by_build_id(&self, build_id: &[u8]) -> Vec<PathBuf> {
-        let [first, rest @ ..] = build_id else {
-            return Vec::new();
-        };
-        let name = format!(".build-id/{first:02x}/{}.debug", hexadecimal(rest));
-        self.directories
-            .iter()
-            .map(|directory| directory.join(&name))
-            .collect()
+    /// What is there under a build id in every directory.
+    fn open_by_build_id(&self, build_id: &[u8]) -> impl Iterator<Item = DebugFile> {
+        let name = build_id_path(&hexadecimal(build_id));
+        let installed = name.clone().into_iter().flat_map(|name| {
+            let paths = self.directories.iter().map(move |it| it.join(&name));
+            paths.flat_map(|path| self.open(path))
+        });
+        let fetched = self.fetched.iter().zip(name);
+        let fetched = fetched.filter_map(|(directory, name)| open_elf(directory, name.as_ref()));
+        installed.chain(fetched)
     }
 
     fn by_link(&self, name: &[u8], path: &Path) -> Vec<PathBuf> {
@@ -167,6 +180,13 @@ impl SearchPath {
             .map(|debug| debug.join(relative(directory)).join(plain));
         beside.into_iter().chain(elsewhere).collect()
     }
+}
+
+/// Where a debug file is in a directory of them, by the hexadecimal build id.
+#[must_use]
+pub fn build_id_path(build_id: &str) -> Option<String> {
+    let (first, rest) = build_id.split_at_checked(2)?;
+    (!rest.is_empty()).then(|| format!(".build-id/{first}/{rest}.debug"))
 }
 
 /// Bytes as lower-case hexadecimal digits.
@@ -206,12 +226,19 @@ fn open_within(root: &OwnedFd, path: &Path, flags: OFlags) -> Option<OwnedFd> {
 }
 
 fn open_elf(root: &OwnedFd, path: &Path) -> Option<DebugFile> {
-    // Not blocking: somebody may have put a pipe there.
-    let file = File::from(open_within(root, path, OFlags::RDONLY | OFlags::NONBLOCK)?);
-    if !file.metadata().ok()?.is_file() {
+    // Paths are others' choice: to open a pipe or a device does something.
+    let place = open_within(root, path, OFlags::PATH)?;
+    let found = rustix::fs::fstat(&place).ok()?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
         return None;
     }
+    let file = File::open(descriptor_path(&place)).ok()?;
     let bytes = file_map::map(&file).ok()?;
     let image = ElfImage::parse(&bytes).ok()?;
-    Some(DebugFile { file, bytes, image })
+    Some(DebugFile {
+        path: path.to_owned(),
+        file,
+        bytes,
+        image,
+    })
 }

@@ -9,9 +9,13 @@ use cpp_demangle::{BorrowedSymbol, DemangleOptions};
 const LONGEST_NAME: usize = 4096;
 
 /// The demangled form of a C++ or Rust name (Rust's without its hash), or the
-/// name itself.
+/// name itself. A symbol's version (`malloc@@GLIBC_2.2.5`) is left out.
 #[must_use]
 pub fn demangle(name: &str) -> String {
+    let name = match name.split_once('@') {
+        Some((plain, _)) if !plain.is_empty() => plain,
+        _ => name,
+    };
     let mut text = Bounded::default();
     // Rust first: its old scheme is valid as C++'s.
     if let Ok(rust) = rustc_demangle::try_demangle(name) {
@@ -21,7 +25,7 @@ pub fn demangle(name: &str) -> String {
     } else if name.starts_with("_Z")
         && let Ok((symbol, tail)) = BorrowedSymbol::with_tail(name.as_bytes())
         && symbol
-            .structured_demangle(&mut text, &DemangleOptions::new())
+            .structured_demangle(&mut text, &options(name))
             .is_ok()
     {
         // What follows tells parts of a function apart (`.cold`, `.part.0`).
@@ -30,6 +34,18 @@ pub fn demangle(name: &str) -> String {
         }
     }
     shorten(name).to_owned()
+}
+
+fn options(name: &str) -> DemangleOptions {
+    let options = DemangleOptions::new().hide_expression_literal_types();
+    // cpp_demangle 0.5.1 takes the first parameter of a constructor that is a
+    // template for a result. Rather none than wrong ones.
+    let constructors = ["C1I", "C2I", "C3I", "C4I", "C5I"];
+    if constructors.iter().any(|mark| name.contains(mark)) {
+        options.no_params()
+    } else {
+        options
+    }
 }
 
 /// As much of a text as is kept.
@@ -67,6 +83,26 @@ mod tests {
                 "alloc::raw_vec::finish",
             ),
             ("_RNvCs15kBYyAo9fc_7mycrate7example", "mycrate::example"),
+            // By rustc 1.95, `-C symbol-mangling-version=v0`, and legacy.
+            (
+                "_RNCNvXNtCs6GmmlP4bgsG_1r4deepINtB4_1SReENtB4_4Make4make0B6_",
+                "<r::deep::S<&str> as r::deep::Make>::make::{closure#0}",
+            ),
+            (
+                "_ZN53_$LT$r..deep..S$LT$T$GT$$u20$as$u20$r..deep..Make$GT$4make28_$u7b$$u7b$closure$u7d$$u7d$17h1b4b54e8bd884636E",
+                "<r::deep::S<T> as r::deep::Make>::make::{{closure}}",
+            ),
+            // By g++ 12: a template's constructor, which is one itself.
+            (
+                "_ZNSt10_Head_baseILm0EOiLb0EEC2IiEEOT_",
+                "std::_Head_base<0, int&&, false>::_Head_base<int>",
+            ),
+            // The same as debug information names it, before it is in a file.
+            (
+                "_ZNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEC4IS3_EEmcRKS3_",
+                "std::__cxx11::basic_string<char, std::char_traits<char>, std::allocator<char> >\
+                 ::basic_string<std::allocator<char> >",
+            ),
             ("_Zbroken", "_Zbroken"),
             ("", ""),
         ] {
@@ -76,6 +112,14 @@ mod tests {
                 demangle(mangled)
             );
         }
+    }
+
+    #[test]
+    fn versions_and_wrong_parameters_are_not_shown() {
+        assert_eq!(demangle("malloc@@GLIBC_2.2.5"), "malloc");
+        assert_eq!(demangle("@strange"), "@strange");
+        let constructor = demangle("_ZNSt10_Head_baseILm0EOiLb0EEC2IiEEOT_");
+        assert!(!constructor.contains('('), "{constructor}");
     }
 
     #[test]

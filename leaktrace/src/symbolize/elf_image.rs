@@ -1,6 +1,8 @@
 //! What an ELF file says about itself, apart from its symbols: where its bytes
 //! are loaded, its identity, and how much debug information it has.
 
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::PathBuf};
+
 use object::{
     CompressionFormat, Object as _, ObjectSection as _, ObjectSegment as _, SegmentFlags, elf::PF_X,
 };
@@ -15,13 +17,22 @@ pub struct ElfImage {
     pub build_id: Option<Vec<u8>>,
     /// Name of a separate file with debug information, and its CRC-32.
     pub debug_link: Option<(Vec<u8>, u32)>,
-    /// Build id of a second separate file, which several files share (`dwz`).
-    pub shared_debug_build_id: Option<Vec<u8>>,
+    /// A second separate file, which several files share (`dwz`).
+    pub shared_debug: Option<SharedDebug>,
     /// Its debug information.
     pub debug: DebugSize,
     /// Most of that is elsewhere: in files with the extension `.dwo`, or in a
     /// package of them, `.dwp` (DWARF 5, 7.3.2).
     pub is_split: bool,
+}
+
+/// A file with debug information that several files share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedDebug {
+    /// Where it is, or was when it was made; relative to the file that names it.
+    pub path: PathBuf,
+    /// Its build id.
+    pub build_id: Vec<u8>,
 }
 
 /// How much debug information a file has, bytes.
@@ -94,11 +105,14 @@ impl ElfImage {
                 .ok()
                 .flatten()
                 .map(|(name, crc)| (name.to_vec(), crc)),
-            shared_debug_build_id: file
+            shared_debug: file
                 .gnu_debugaltlink()
                 .ok()
                 .flatten()
-                .map(|(_, build_id)| build_id.to_vec()),
+                .map(|(path, build_id)| SharedDebug {
+                    path: OsStr::from_bytes(path).into(),
+                    build_id: build_id.to_vec(),
+                }),
             debug,
             is_split,
         })

@@ -6,35 +6,32 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use blazesym::symbolize::{
-    self, CodeInfo, Input, Sym, Symbolized,
-    source::{Elf, Source},
-};
+use blazesym::symbolize;
 
 use super::{
-    debug_file::{SearchPath, descriptor_path, hexadecimal},
-    demangle::{demangle, shorten},
-    elf_image::ElfImage,
+    debug_file::{DebugFile, Package, SearchPath, descriptor_path, hexadecimal},
+    debug_info::{DebugInfo, Details},
+    demangle::demangle,
+    elf_image::{DebugSize, ElfImage, SharedDebug},
     limits::Limits,
+    mini_debug_info,
     protocol::{Found, Function},
     symbol_table::SymbolTable,
     thread_start::{is_thread_start, is_thread_start_code},
 };
 use crate::file_map;
 
-/// Most functions inlined at one address that are told; the innermost. Hostile
-/// files have more.
-const MOST_INLINED: usize = 256;
-
 /// What is known of one file, read when its first address is looked up.
 pub struct FileSymbols {
     image: ElfImage,
-    /// The separate debug file's comes first: it is complete.
+    /// The separate debug file's or that in `.gnu_debugdata`, and last that of
+    /// the file itself.
     tables: Vec<SymbolTable>,
-    /// Where debug information is read from; `None` when there is none, or it
-    /// is not used.
-    debug_source: Option<Source<'static>>,
-    /// Keep `debug_source`'s path valid.
+    /// Its debug information; `None` when there is none, or it is not used.
+    debug_info: Option<DebugInfo>,
+    /// Build ids of debug files that were not found.
+    missing: Vec<String>,
+    /// Keep `debug_info`'s path valid.
     _open: Vec<OwnedFd>,
 }
 
@@ -53,7 +50,8 @@ impl FileSymbols {
         let mut symbols = Self {
             image: ElfImage::default(),
             tables: Vec::new(),
-            debug_source: None,
+            debug_info: None,
+            missing: Vec::new(),
             _open: Vec::new(),
         };
         let bytes = match file_map::map(&file) {
@@ -75,45 +73,41 @@ impl FileSymbols {
             }
         }
         let image = &symbols.image;
-        let mut size = image.debug;
-        let mut is_split = image.is_split;
-        let mut source = descriptor_path(&file);
-        if !image.has_debug_info() {
-            if let Some(found) = search.find(image, Path::new(path)) {
-                (size, is_split) = (found.image.debug, found.image.is_split);
-                if let Some(id) = &found.image.shared_debug_build_id
-                    && let Some(shared) = search.find_shared(id)
-                {
-                    size.unpacked = size.unpacked.saturating_add(shared.image.debug.unpacked);
-                }
-                source = descriptor_path(&found.file);
-                symbols._open.push(found.file.into());
-                symbols.tables.push(SymbolTable::new(found.bytes));
+        let separate = (!image.has_debug_info())
+            .then(|| search.find(image, Path::new(path)))
+            .flatten();
+        if debug {
+            let (holder, holder_image) = separate
+                .as_ref()
+                .map_or((&file, image), |found| (&found.file, &found.image));
+            let mut source = DebugSource::new(holder, holder_image, search);
+            if source.is_split
+                && separate.is_none()
+                && let Some(package) = search.find_package(&file, Path::new(path))
+            {
+                source.use_package(&package);
+                symbols._open.push(package.directory);
             }
-        } else if is_split && let Some(package) = search.find_package(&file, Path::new(path)) {
-            size = size.with(&package.size);
-            is_split = false;
-            source = package.program;
-            symbols._open.push(package.directory);
+            symbols.missing = source.missing();
+            symbols.debug_info = source.open(path, limits, notes);
+        }
+        if let Some(found) = separate {
+            symbols._open.push(found.file.into());
+            symbols.tables.push(SymbolTable::new(found.bytes));
+        } else if debug
+            && let Some(unpacked) = mini_debug_info::unpack(&bytes, limits.mini_debug_info)
+        {
+            match unpacked {
+                Ok(unpacked) => symbols.tables.push(SymbolTable::new(unpacked)),
+                Err(why) => notes.push(format!(
+                    "The mini-debug-info ({}) of {path} can't be unpacked ({why}): some of its \
+                     functions have no names.",
+                    mini_debug_info::SECTION
+                )),
+            }
         }
         symbols._open.push(file.into());
         symbols.tables.push(SymbolTable::new(bytes));
-        if debug && size.info_and_line > 0 {
-            match limits.objection(&size) {
-                None => symbols.debug_source = Some(Source::from(Elf::new(source))),
-                Some(objection) => notes.push(format!(
-                    "{path} has {objection}: its functions are named from its symbol table, \
-                     without source lines and inlined functions."
-                )),
-            }
-            if is_split {
-                notes.push(format!(
-                    "Most debug information of {path} is in .dwo files, which are not read, only a \
-                     package of them beside it is: its inlined functions are missing. \
-                     `dwp -e {path} -o {path}.dwp` makes one."
-                ));
-            }
-        }
         symbols
     }
 
@@ -122,18 +116,29 @@ impl FileSymbols {
         self.image.build_id.as_deref().map(hexadecimal)
     }
 
-    /// The debug information of this file, for [`new_reader`].
-    pub fn debug_source(&self) -> Option<&Source<'static>> {
-        self.debug_source.as_ref()
+    /// Build ids, hexadecimal, of debug files that it has not and that were not
+    /// found.
+    pub fn missing(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// Whether debug information is used.
+    pub fn has_debug_information(&self) -> bool {
+        self.debug_info.is_some()
     }
 
     /// Leaves the debug information alone from now on.
     pub fn give_up_debug_information(&mut self) {
-        self.debug_source = None;
+        self.debug_info = None;
     }
 
-    /// Looks up offsets in the file.
-    pub fn resolve(&self, reader: &symbolize::Symbolizer, offsets: &[u64]) -> Vec<(u64, Found)> {
+    /// Looks up offsets in the file; inlined functions only if they are wanted.
+    pub fn resolve(
+        &self,
+        reader: &symbolize::Symbolizer,
+        offsets: &[u64],
+        inlined: bool,
+    ) -> Vec<(u64, Found)> {
         let addresses: Vec<Option<u64>> = offsets
             .iter()
             .map(|offset| self.image.virtual_address(*offset))
@@ -144,20 +149,24 @@ impl FileSymbols {
             .iter()
             .map(|address| address.unwrap_or(0))
             .collect();
-        let details = self
-            .debug_source
+        let mut details = self
+            .debug_info
             .as_ref()
-            .and_then(|source| reader.symbolize(source, Input::VirtOffset(&inputs)).ok())
-            .unwrap_or_default();
+            .map_or_else(Vec::new, |info| info.look_up(reader, &inputs));
+        if !inlined {
+            for details in &mut details {
+                details.inlined.clear();
+            }
+        }
+        details.resize_with(offsets.len(), Details::default);
         offsets
             .iter()
             .zip(&addresses)
-            .enumerate()
-            .map(|(index, (offset, address))| {
-                let detail = details.get(index).and_then(Symbolized::as_sym);
+            .zip(details)
+            .map(|((offset, address), details)| {
                 let found = match address {
                     Some(address) => {
-                        let functions = self.functions(*address, detail);
+                        let functions = self.functions(*address, details);
                         let begins_thread = self.begins_thread(*offset, *address, &functions);
                         Found {
                             functions,
@@ -174,33 +183,21 @@ impl FileSymbols {
             .collect()
     }
 
-    fn functions(&self, address: u64, detail: Option<&Sym>) -> Vec<Function> {
-        let covering = self.tables.iter().find_map(|table| table.covering(address));
-        let within = detail.filter(|sym| covers(sym, address));
-        let inlined = within.iter().flat_map(|sym| sym.inlined.iter().rev());
-        let mut functions: Vec<Function> = inlined
-            .take(MOST_INLINED)
-            .map(|inlined| {
-                let function = Function {
-                    symbol: named(&inlined.name),
-                    inlined: true,
-                    ..Function::default()
-                };
-                located(function, inlined.code_info.as_ref())
-            })
-            .collect();
-        let mut function = Function::default();
+    fn functions(&self, address: u64, details: Details) -> Vec<Function> {
+        // Of several, the nearest: each table may lack what the others have.
+        let tables = self.tables.iter().rev();
+        let covering = tables
+            .filter_map(|table| table.covering(address))
+            .max_by_key(|covering| covering.start);
+        let Details {
+            inlined: mut functions,
+            mut function,
+        } = details;
         if let Some(covering) = covering {
             function.symbol = Some(demangle(covering.name));
             function.symbol_offset = address - covering.start;
-        } else if let Some(sym) = within.filter(|sym| sym.size.is_some()) {
-            function.symbol = named(&sym.name);
-            function.symbol_offset = address - sym.addr;
         }
-        // The lines come from a table of their own, so they count also when
-        // the function is unknown.
-        let place = detail.and_then(|sym| sym.code_info.as_deref());
-        functions.push(located(function, place));
+        functions.push(function);
         functions
     }
 
@@ -215,37 +212,88 @@ impl FileSymbols {
     }
 }
 
-/// A reader of debug information that has read nothing yet.
-pub fn new_reader(debug_directories: &[PathBuf]) -> symbolize::Symbolizer {
-    symbolize::Symbolizer::builder()
-        .enable_code_info(true)
-        .enable_inlined_fns(true)
-        .enable_demangling(false)
-        // The descriptors that it is given always mean the same file.
-        .enable_auto_reload(false)
-        .set_debug_dirs(Some(debug_directories))
-        .build()
+/// Where a file's debug information is.
+struct DebugSource<'a> {
+    holder: &'a File,
+    build_id: Option<&'a [u8]>,
+    path: PathBuf,
+    size: DebugSize,
+    is_split: bool,
+    /// What it shares with other files, and where that is.
+    shared: Option<(&'a SharedDebug, Option<DebugFile>)>,
 }
 
-/// blazesym extends symbols without a size over whatever follows.
-fn covers(sym: &Sym, address: u64) -> bool {
-    let within = address.checked_sub(sym.addr);
-    match (within, sym.size) {
-        (Some(within), Some(size)) => within < size as u64,
-        (Some(_), None) => true,
-        (None, _) => false,
+impl<'a> DebugSource<'a> {
+    fn new(holder: &'a File, image: &'a ElfImage, search: &SearchPath) -> Self {
+        let shared = image.shared_debug.as_ref();
+        let shared = shared.map(|shared| (shared, search.find_shared(shared, holder)));
+        let more = shared.as_ref().and_then(|(_, found)| found.as_ref());
+        Self {
+            holder,
+            build_id: image.build_id.as_deref(),
+            path: descriptor_path(holder),
+            size: more.map_or(image.debug, |more| image.debug.with(&more.image.debug)),
+            is_split: image.is_split,
+            shared,
+        }
     }
-}
 
-fn named(name: &str) -> Option<String> {
-    (!name.is_empty()).then(|| demangle(name))
-}
+    /// Build ids of files that would help.
+    fn missing(&self) -> Vec<String> {
+        let own = self.build_id.filter(|_| self.size.info_and_line == 0);
+        let shared = match &self.shared {
+            Some((shared, None)) => Some(&*shared.build_id),
+            _ => None,
+        };
+        own.into_iter().chain(shared).map(hexadecimal).collect()
+    }
 
-fn located(function: Function, place: Option<&CodeInfo>) -> Function {
-    let Some(place) = place else { return function };
-    Function {
-        source: Some(shorten(&place.to_path().to_string_lossy()).to_owned()),
-        line: place.line.filter(|line| *line > 0),
-        ..function
+    fn use_package(&mut self, package: &Package) {
+        self.size = self.size.with(&package.size);
+        self.is_split = false;
+        self.path.clone_from(&package.program);
+    }
+
+    /// `None` when there is none, or it is not to be used; notes are about the
+    /// file at `path`.
+    fn open(self, path: &str, limits: &Limits, notes: &mut Vec<String>) -> Option<DebugInfo> {
+        if self.size.info_and_line == 0 {
+            return None;
+        }
+        if self.is_split {
+            notes.push(format!(
+                "Most debug information of {path} is in .dwo files, which are not read, only a \
+                 package of them beside it is: its inlined functions are missing. \
+                 `dwp -e {path} -o {path}.dwp` makes one."
+            ));
+        }
+        let info = match (limits.objection(&self.size), &self.shared) {
+            (Some(objection), _) => Err(format!("has {objection}")),
+            (None, None) => Ok(DebugInfo::whole(&self.path)),
+            (None, Some((_, shared))) => {
+                let shared = shared.as_ref().map(|found| &found.file);
+                DebugInfo::shared(self.holder, shared)
+                    .map_err(|error| format!("has debug information that makes no sense ({error})"))
+            }
+        };
+        match info {
+            Ok(info) => {
+                if let Some((shared, None)) = self.shared {
+                    notes.push(format!(
+                        "{path} shares debug information with other files, in {}, which is not \
+                         there: some inlined functions have no names.",
+                        shared.path.display()
+                    ));
+                }
+                Some(info)
+            }
+            Err(why) => {
+                notes.push(format!(
+                    "{path} {why}: its functions are named from its symbol table, without source \
+                     lines and inlined functions."
+                ));
+                None
+            }
+        }
     }
 }

@@ -49,6 +49,8 @@ pub struct Limits {
     /// Most compressed debug information of one file that is used, bytes when
     /// unpacked.
     pub unpacked: u64,
+    /// Largest `.gnu_debugdata` that is used, bytes, packed or unpacked.
+    pub mini_debug_info: u64,
     /// Largest unit of `.debug_info` that is used, bytes. With `growth`, bounds
     /// the memory: 256 + 2.8 × 64 MiB.
     pub unit: u64,
@@ -70,6 +72,7 @@ impl Default for Limits {
             kept: 64 * MIB,
             info_and_line: 512 * MIB,
             unpacked: 160 * MIB,
+            mini_debug_info: 64 * MIB,
             unit: 64 * MIB,
             restarts: 3,
             patience: Duration::from_secs(10),

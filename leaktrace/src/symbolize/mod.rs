@@ -9,11 +9,14 @@
 //! the file: symbol tables only, then nothing, which the report says.
 
 mod address_space;
-mod debug_file;
+pub(crate) mod debug_file;
+mod debug_info;
+mod debuginfod;
 mod demangle;
-mod elf_image;
+pub(crate) mod elf_image;
 mod file_symbols;
 mod limits;
+pub(crate) mod mini_debug_info;
 mod protocol;
 mod reader;
 mod symbol_table;
@@ -28,6 +31,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use leaktrace_common::stack::FrameWord;
@@ -43,10 +47,12 @@ use crate::{
 
 use self::{
     address_space::{AddressSpace, CodeMapping},
+    debuginfod::{Arrived, Fetcher},
     protocol::{Answer, Found, Function, Request, Setup},
     worker::{Failure, Worker},
 };
 
+pub use debuginfod::VARIABLE as SERVERS;
 pub use limits::Limits;
 pub use reader::{SERVICE as READER, run as run_reader};
 
@@ -59,6 +65,11 @@ pub struct Options {
     pub target_root: Option<PathBuf>,
     /// Directories of separate debug files, in both roots.
     pub debug_directories: Vec<PathBuf>,
+    /// Servers from which debug information is fetched that is nowhere else;
+    /// addresses separated by blanks.
+    pub servers: Option<String>,
+    /// Whether inlined functions get frames of their own.
+    pub inlined: bool,
     /// Whether a function of this (demangled) name allocates on behalf of its
     /// caller, like `operator new`.
     pub is_allocation_wrapper: fn(&str) -> bool,
@@ -72,7 +83,9 @@ impl Options {
     pub fn new(is_allocation_wrapper: fn(&str) -> bool) -> Self {
         Self {
             target_root: None,
-            debug_directories: vec!["/usr/lib/debug".into(), "/lib/debug".into()],
+            debug_directories: debug_file::DIRECTORIES.map(PathBuf::from).to_vec(),
+            servers: None,
+            inlined: true,
             is_allocation_wrapper,
             limits: Limits::default(),
         }
@@ -90,6 +103,11 @@ pub struct Symbolizer {
     names: Names,
     notes: Vec<String>,
     root: Option<OwnedFd>,
+    fetcher: Option<Fetcher>,
+    /// Files of which no server has debug information.
+    nowhere: BTreeSet<Arc<str>>,
+    /// There are debug files that the reader does not know.
+    has_new_files: bool,
 }
 
 /// What was read of a file.
@@ -132,6 +150,14 @@ impl Symbolizer {
             .target_root
             .as_ref()
             .and_then(|root| open(root, flags, Mode::empty()).ok());
+        let mut notes = Vec::new();
+        let fetcher = options.servers.as_deref().map(Fetcher::start);
+        let fetcher = fetcher.and_then(|started| {
+            let refused = |why| format!("No debug information is fetched: {why}.");
+            started
+                .map_err(|why| add_note(&mut notes, refused(why)))
+                .ok()
+        });
         Self {
             options,
             code,
@@ -139,9 +165,43 @@ impl Symbolizer {
             files: HashMap::new(),
             worker: None,
             names: Names::default(),
-            notes: Vec::new(),
+            notes,
             root,
+            fetcher,
+            nowhere: BTreeSet::new(),
+            has_new_files: false,
         }
+    }
+
+    /// Uses debug information that was fetched since the last time; whether
+    /// there is some, so that stacks may now have better frames.
+    pub fn take_fetched(&mut self) -> bool {
+        let arrived = self.fetcher.as_mut().map(Fetcher::arrived);
+        arrived.is_some_and(|arrived| self.take(arrived))
+    }
+
+    /// Waits until everything is fetched that was found missing, so long at
+    /// most; the answer is that of [`Self::take_fetched`].
+    pub fn wait_for_fetched(&mut self, most: Duration) -> bool {
+        let arrived = self.fetcher.as_mut().map(|fetcher| fetcher.wait(most));
+        arrived.is_some_and(|arrived| self.take(arrived))
+    }
+
+    fn take(&mut self, arrived: Arrived) -> bool {
+        for number in &arrived.files {
+            if let Some(known) = self.files.get_mut(number) {
+                known.resolved.clear();
+            }
+        }
+        for number in arrived.nowhere {
+            let path = self.file(number).map(|file| file.path);
+            self.nowhere.extend(path);
+        }
+        for failure in arrived.failures {
+            add_note(&mut self.notes, failure);
+        }
+        self.has_new_files |= !arrived.files.is_empty();
+        !arrived.files.is_empty()
     }
 
     /// Takes the target's mappings as they are now, all of them, with the files
@@ -211,8 +271,16 @@ impl Symbolizer {
     /// What a person should know about the symbols, a sentence each: files
     /// whose debug information was too large, or that could not be read.
     #[must_use]
-    pub fn notes(&self) -> &[String] {
-        &self.notes
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.notes.clone();
+        if !self.nowhere.is_empty() {
+            let files: Vec<&str> = self.nowhere.iter().map(|path| &**path).collect();
+            notes.push(format!(
+                "No server in {SERVERS} has debug information for {}.",
+                files.join(", ")
+            ));
+        }
+        notes
     }
 
     /// The file with a number.
@@ -256,6 +324,7 @@ impl Symbolizer {
             let request = Request {
                 file: number.0,
                 path: path.to_string(),
+                anew: std::mem::take(&mut self.has_new_files),
                 debug: trust == Trust::Everything,
                 offsets: offsets.iter().copied().collect(),
             };
@@ -281,10 +350,15 @@ impl Symbolizer {
         self.worker.take_if(Worker::has_ended);
         if self.worker.is_none() {
             let setup = Setup {
+                has_root: self.root.is_some(),
                 debug_directories: self.options.debug_directories.clone(),
+                inlined: self.options.inlined,
                 limits: self.options.limits,
             };
-            match Worker::start(&setup, self.root.as_ref().map(OwnedFd::as_fd)) {
+            let root = self.root.as_ref().map(OwnedFd::as_fd);
+            let fetcher = self.fetcher.as_ref();
+            let fetched = fetcher.map(|fetcher| fetcher.directory().as_fd());
+            match Worker::start(&setup, root, fetched) {
                 Ok(worker) => self.worker = Some(worker),
                 Err(error) => {
                     let note = format!(
@@ -322,6 +396,14 @@ impl Symbolizer {
                             };
                             let place = Place::new(found, &blank, &mut self.names);
                             known.resolved.insert(offset, place);
+                        }
+                    }
+                }
+                Answer::Missing(build_ids) => {
+                    // Without a path, it is no file that anyone has.
+                    if let Some(fetcher) = self.fetcher.as_mut().filter(|_| path.starts_with('/')) {
+                        for build_id in build_ids {
+                            fetcher.want(&build_id, number);
                         }
                     }
                 }

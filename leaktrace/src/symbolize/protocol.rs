@@ -6,11 +6,16 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::Limits;
 
-/// The first message, with the target's root directory if it has one.
+/// The first message, with the target's root directory if it has one, and then a
+/// directory of debug files that were fetched, if there is one.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Setup {
+    /// Whether the root directory comes along.
+    pub has_root: bool,
     /// Directories of separate debug files.
     pub debug_directories: Vec<PathBuf>,
+    /// Whether inlined functions are told.
+    pub inlined: bool,
     /// What symbols may cost.
     pub limits: Limits,
 }
@@ -22,6 +27,9 @@ pub struct Request {
     pub file: u16,
     /// Its path in the target.
     pub path: String,
+    /// Whether what was read of files is to be forgotten before, since there are
+    /// new debug files.
+    pub anew: bool,
     /// Whether to use debug information; without, only symbol tables.
     pub debug: bool,
     /// The offsets in it.
@@ -38,6 +46,9 @@ pub enum Answer {
         /// Each offset with what is there.
         places: Vec<(u64, Found)>,
     },
+    /// Build ids, hexadecimal, of debug files that the file has not and that
+    /// were not found.
+    Missing(Vec<String>),
     /// A sentence for the report.
     Note(String),
     /// The request is done.

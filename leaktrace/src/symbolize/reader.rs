@@ -18,7 +18,8 @@ use rustix::process::{Resource, Rlimit, Signal};
 
 use super::{
     debug_file::SearchPath,
-    file_symbols::{FileSymbols, new_reader},
+    debug_info::new_reader,
+    file_symbols::FileSymbols,
     limits::{Limits, MemoryWatch, give_back_freed_memory},
     protocol::{Answer, Request, Setup},
 };
@@ -55,8 +56,10 @@ pub fn run() -> io::Result<()> {
     // Should it not listen any more. If this fails, it ends a little later.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let mut channel = Channel::of_stdin()?;
-    let (setup, root): (Setup, _) = channel.receive()?;
-    let root = root.into_iter().next();
+    let (setup, directories): (Setup, _) = channel.receive()?;
+    let mut directories = directories.into_iter();
+    let root = setup.has_root.then(|| directories.next()).flatten();
+    let fetched = directories.next();
     let memory = Some(setup.limits.memory);
     let limit = Rlimit {
         current: memory,
@@ -66,15 +69,20 @@ pub fn run() -> io::Result<()> {
     rustix::process::setrlimit(Resource::Data, limit)?;
     let reader = thread::Builder::new()
         .stack_size(STACK_SIZE)
-        .spawn(move || serve(&mut channel, setup, root))?;
+        .spawn(move || serve(&mut channel, &setup, root, fetched))?;
     reader
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("panicked")))
 }
 
-fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Result<()> {
-    let search = SearchPath::new(root, setup.debug_directories)?;
-    let mut engine = Engine::new(search, setup.limits);
+fn serve(
+    channel: &mut Channel,
+    setup: &Setup,
+    root: Option<OwnedFd>,
+    fetched: Option<OwnedFd>,
+) -> io::Result<()> {
+    let search = SearchPath::new(root, setup.debug_directories.clone(), fetched)?;
+    let mut engine = Engine::new(search, setup);
     loop {
         if channel.is_silent_for(IDLE)? {
             engine.rest();
@@ -97,6 +105,7 @@ fn serve(channel: &mut Channel, setup: Setup, root: Option<OwnedFd>) -> io::Resu
 struct Engine {
     search: SearchPath,
     limits: Limits,
+    inlined: bool,
     directories: Vec<PathBuf>,
     files: HashMap<u16, FileSymbols>,
     /// Files whose debug information took too much memory.
@@ -106,12 +115,13 @@ struct Engine {
 }
 
 impl Engine {
-    fn new(search: SearchPath, limits: Limits) -> Self {
+    fn new(search: SearchPath, setup: &Setup) -> Self {
         let directories = search.debug_directories();
         Self {
             reader: new_reader(&directories),
             search,
-            limits,
+            limits: setup.limits,
+            inlined: setup.inlined,
             directories,
             files: HashMap::new(),
             too_large: HashSet::new(),
@@ -122,6 +132,10 @@ impl Engine {
     fn handle(&mut self, request: &Request, file: File, channel: &mut Channel) -> io::Result<()> {
         let missing_before = file_map::cut_short();
         let mut notes = Vec::new();
+        if request.anew {
+            self.forget();
+        }
+        let is_new = !self.files.contains_key(&request.file);
         let mut symbols = self.files.remove(&request.file).unwrap_or_else(|| {
             FileSymbols::open(
                 &request.path,
@@ -136,13 +150,13 @@ impl Engine {
         for chunk in request.offsets.chunks(CHUNK) {
             let answer = Answer::Resolved {
                 build_id: symbols.build_id(),
-                places: symbols.resolve(&self.reader, chunk),
+                places: symbols.resolve(&self.reader, chunk, self.inlined),
             };
             channel.send(&answer, &[])?;
             if self.memory.growth() >= self.limits.growth {
                 self.forget();
                 restarts += 1;
-                if restarts > self.limits.restarts && symbols.debug_source().is_some() {
+                if restarts > self.limits.restarts && symbols.has_debug_information() {
                     symbols.give_up_debug_information();
                     self.too_large.insert(request.file);
                     notes.push(format!(
@@ -152,6 +166,9 @@ impl Engine {
                     ));
                 }
             }
+        }
+        if is_new && !symbols.missing().is_empty() {
+            channel.send(&Answer::Missing(symbols.missing().to_vec()), &[])?;
         }
         self.files.insert(request.file, symbols);
         if file_map::cut_short() > missing_before {

@@ -2,10 +2,8 @@
 //!
 //! blazesym could do this too, but gives any one of several names for an
 //! address (`__libc_malloc` for `malloc`), extends symbols without a size over
-//! all that follows, and gives up altogether on files whose `.gnu_debugdata` it
-//! can't unpack.
+//! all that follows, and unpacks `.gnu_debugdata` into any amount of memory.
 
-use memmap2::Mmap;
 use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, SectionFlags, elf::SHF_EXECINSTR,
 };
@@ -13,7 +11,7 @@ use object::{
 /// Functions of one file, from `.symtab` and `.dynsym`. 24 B each; the names
 /// stay in the file.
 pub struct SymbolTable {
-    image: Mmap,
+    image: Box<dyn AsRef<[u8]>>,
     /// By start, which is unique.
     functions: Vec<Function>,
 }
@@ -51,10 +49,14 @@ struct Candidate {
 impl SymbolTable {
     /// Reads the tables. What makes no sense is left out.
     #[must_use]
-    pub fn new(image: Mmap) -> Self {
-        let functions = object::File::parse(&*image)
-            .map_or_else(|_| Vec::new(), |file| functions(candidates(&image, &file)));
-        Self { image, functions }
+    pub fn new(image: impl AsRef<[u8]> + 'static) -> Self {
+        let bytes = image.as_ref();
+        let functions = object::File::parse(bytes)
+            .map_or_else(|_| Vec::new(), |file| functions(candidates(bytes, &file)));
+        Self {
+            image: Box::new(image),
+            functions,
+        }
     }
 
     /// The function that an address belongs to. One without a size reaches to
@@ -79,7 +81,7 @@ impl SymbolTable {
     pub fn bytes_from(&self, offset: u64) -> &[u8] {
         usize::try_from(offset)
             .ok()
-            .and_then(|offset| self.image.get(offset..))
+            .and_then(|offset| (*self.image).as_ref().get(offset..))
             .unwrap_or_default()
     }
 
@@ -191,10 +193,8 @@ mod tests {
     fn table(candidates: Vec<Candidate>) -> SymbolTable {
         // Names "n0", "n1", …, three bytes each.
         let names: String = (0..9).map(|n| format!("n{n}\0")).collect();
-        let mut image = memmap2::MmapMut::map_anon(names.len()).unwrap();
-        image.copy_from_slice(names.as_bytes());
         SymbolTable {
-            image: image.make_read_only().unwrap(),
+            image: Box::new(names),
             functions: functions(candidates),
         }
     }
@@ -253,10 +253,6 @@ mod tests {
 
     #[test]
     fn bytes_that_are_no_elf_file_have_no_functions() {
-        let image = memmap2::MmapMut::map_anon(100)
-            .unwrap()
-            .make_read_only()
-            .unwrap();
-        assert_eq!(SymbolTable::new(image).covering(50), None);
+        assert_eq!(SymbolTable::new([0; 100]).covering(50), None);
     }
 }

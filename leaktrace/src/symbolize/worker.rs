@@ -39,11 +39,16 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the process, which looks for debug files under `root`, too.
+    /// Starts the process, which looks for debug files under `root` and in
+    /// `fetched`, too.
     ///
     /// # Errors
     /// When it can't be started.
-    pub fn start(setup: &Setup, root: Option<BorrowedFd>) -> io::Result<Self> {
+    pub fn start(
+        setup: &Setup,
+        root: Option<BorrowedFd>,
+        fetched: Option<BorrowedFd>,
+    ) -> io::Result<Self> {
         let (process, channel) = SERVICE.start()?;
         let mut worker = Self {
             process,
@@ -54,7 +59,8 @@ impl Worker {
         };
         let deadline = Instant::now() + setup.limits.patience;
         worker.channel.set_deadline(Some(deadline));
-        worker.channel.send(setup, root.as_slice())?;
+        let directories: Vec<BorrowedFd> = root.into_iter().chain(fetched).collect();
+        worker.channel.send(setup, &directories)?;
         Ok(worker)
     }
 

@@ -4,7 +4,8 @@
 use std::{
     collections::HashMap,
     fs::File,
-    path::PathBuf,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -36,6 +37,9 @@ pub struct CodeFile {
     pub path: Arc<str>,
     /// The image; `None` when it could not be opened.
     pub image: Option<Image>,
+    /// Something else was mapped in its place, and nobody told when: frames in it
+    /// may have been in that.
+    pub is_doubtful: bool,
 }
 
 /// All files met so far. None is ever forgotten: stacks captured while a file was
@@ -111,6 +115,21 @@ impl CodeFiles {
             inode: mapping.inode,
             path: mapping.path.clone(),
         };
+        self.number_of(key, opened)
+    }
+
+    /// The number of a file that nothing may map yet, under the path that mappings
+    /// of it will show.
+    pub fn number_expected(&mut self, file: &Arc<MappedFile>) -> FileNumber {
+        let key = FileKey {
+            device: file.device(),
+            inode: file.inode(),
+            path: file.real_path(),
+        };
+        self.number_of(key, || Some(Image::Mapped(Arc::clone(file))))
+    }
+
+    fn number_of(&mut self, key: FileKey, opened: impl FnOnce() -> Option<Image>) -> FileNumber {
         if let Some(number) = self.numbers.get(&key) {
             // It may be that only now it could be opened.
             if let Some(file) = number.index().and_then(|index| self.files.get_mut(index))
@@ -120,15 +139,37 @@ impl CodeFiles {
             }
             return *number;
         }
+        let image = opened();
+        if let Some(number) = self.same(&key.path, image.as_ref()) {
+            self.numbers.insert(key, number);
+            return number;
+        }
         let Ok(number) = u16::try_from(self.files.len() + 1) else {
             return FileNumber::NONE;
         };
         self.files.push(CodeFile {
-            path: mapping.path.to_string_lossy().into(),
-            image: opened(),
+            path: key.path.to_string_lossy().into(),
+            image,
+            is_doubtful: false,
         });
         self.numbers.insert(key, FileNumber(number));
         FileNumber(number)
+    }
+
+    /// A file that is known by what `stat` says of it: on btrfs and overlayfs a
+    /// mapping shows something else, and the file may be known from before it was
+    /// mapped.
+    fn same(&self, path: &Path, image: Option<&Image>) -> Option<FileNumber> {
+        let identity = |image: &Image| {
+            let metadata = image.file().metadata().ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        let wanted = identity(image?)?;
+        let mut files = self.iter();
+        let found = files.find(|(_, file)| {
+            Path::new(&*file.path) == path && file.image.as_ref().and_then(identity) == Some(wanted)
+        });
+        found.map(|(number, _)| number)
     }
 
     /// One file, without a mapping.
@@ -144,6 +185,14 @@ impl CodeFiles {
     #[must_use]
     pub fn get(&self, number: FileNumber) -> Option<&CodeFile> {
         self.files.get(number.index()?)
+    }
+
+    /// Something else was mapped in the place of a file, and nobody told when.
+    pub fn doubt(&mut self, number: FileNumber) {
+        let file = number.index().and_then(|index| self.files.get_mut(index));
+        if let Some(file) = file {
+            file.is_doubtful = true;
+        }
     }
 
     /// All files with their numbers, in order.
@@ -208,6 +257,27 @@ mod tests {
         let vdso = files.number(&mapping("1000-2000 r-xp 0 0:0 0 [vdso]"), &[]);
         assert!(vdso.is_some());
         assert!(files.get(vdso).unwrap().image.is_some());
+    }
+
+    #[test]
+    fn a_file_has_its_number_before_it_is_mapped() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("file"), directory.path().join("link"));
+        std::fs::write(&path, "text").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let file = Arc::new(MappedFile::open_path(&link).unwrap());
+        let mut files = CodeFiles::default();
+        let number = files.number_expected(&file);
+        let Device { major, minor } = file.device();
+        let (inode, path) = (file.inode(), path.canonicalize().unwrap());
+        let line = format!(
+            "1000-2000 r-xp 0 {major:x}:{minor:x} {inode} {}",
+            path.display()
+        );
+        assert_eq!(files.number(&mapping(&line), &[]), number);
+        assert!(!files.get(number).unwrap().is_doubtful);
+        files.doubt(number);
+        assert!(files.get(number).unwrap().is_doubtful);
     }
 
     #[test]

@@ -117,6 +117,13 @@ impl MappedFile {
         format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }
 
+    /// Its path without symbolic links, as leaktrace sees it; [`Self::path`] when
+    /// `/proc` does not tell.
+    #[must_use]
+    pub fn real_path(&self) -> PathBuf {
+        fs::read_link(self.descriptor_path()).unwrap_or_else(|_| self.path.clone())
+    }
+
     /// The device as `/proc/PID/maps` shows it.
     #[must_use]
     pub fn device(&self) -> Device {

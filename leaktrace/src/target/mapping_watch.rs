@@ -23,6 +23,8 @@ pub struct MappingWatch {
     source: Source,
     code: CodeMappings,
     files: HashMap<(Device, u64), Arc<MappedFile>>,
+    /// The executable mappings as they were just read; `None` when they could not be.
+    now: Option<Vec<Mapping>>,
     /// The process's root directory when it was last seen.
     root: Option<OwnedFd>,
     lost: u64,
@@ -68,6 +70,7 @@ impl MappingWatch {
             source,
             code: CodeMappings::default(),
             files: HashMap::new(),
+            now: None,
             root: root.ok(),
             lost: 0,
         }
@@ -108,10 +111,12 @@ impl MappingWatch {
     /// Also after the process has ended.
     pub fn current(&mut self, process: &Process) -> (Vec<Mapping>, Vec<Arc<MappedFile>>) {
         self.poll(process);
+        self.now = None;
         if let Ok(now) = mapping::read_mappings(process)
             && !now.is_empty()
         {
             self.code.settle(&now);
+            self.now = Some(now.iter().filter(|one| one.executable).cloned().collect());
             let unopened: Vec<Mapping> = now
                 .into_iter()
                 .filter(|mapping| !self.files.contains_key(&key(mapping)))
@@ -132,6 +137,16 @@ impl MappingWatch {
             }
         }
         (mappings, files)
+    }
+
+    /// As [`Self::current`], but only those that the process has: what it had
+    /// before is over. `None` when they can't be read: it has ended, mostly.
+    pub fn mapped_now(
+        &mut self,
+        process: &Process,
+    ) -> Option<(Vec<Mapping>, Vec<Arc<MappedFile>>)> {
+        let (_, files) = self.current(process);
+        Some((self.now.clone()?, files))
     }
 
     /// What a person should know about what is not seen, if anything.

@@ -2,7 +2,8 @@
 //! numbered over all files, pages placed so that none crosses a chunk.
 
 use leaktrace_common::unwind::{
-    CHUNK_ROWS, FileRecord, KEEPS_FRAME_POINTERS, Mapping, NO_FILE, Page, Row, Rule, page_number,
+    CHUNK_ROWS, FileRecord, IS_EXAMINED, KEEPS_FRAME_POINTERS, Mapping, NO_FILE, Page, Row, Rule,
+    page_number,
 };
 
 use crate::unwind::{
@@ -86,9 +87,9 @@ impl Tables {
             self.rows.extend(rows.iter().map(renumbered));
         }
         let flags = if file.keeps_frame_pointers() {
-            KEEPS_FRAME_POINTERS
+            IS_EXAMINED | KEEPS_FRAME_POINTERS
         } else {
-            0
+            IS_EXAMINED
         };
         self.files.push(FileRecord {
             pages: self.pages.len() as u32,

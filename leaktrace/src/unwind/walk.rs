@@ -84,6 +84,7 @@ pub fn walk(
             match rule.cfa_kind {
                 cfa::END => return ended(is_guessed, StackEnd::Complete),
                 cfa::UNSUPPORTED => return StackEnd::UnsupportedRule,
+                cfa::GAP if file.flags == 0 => return StackEnd::NotReady,
                 cfa::GAP if file.flags & KEEPS_FRAME_POINTERS == 0 => return StackEnd::Gap,
                 cfa::GAP if registers.fp == 0 => return ended(is_guessed, StackEnd::Gap),
                 cfa::GAP => {

@@ -17,7 +17,7 @@ const FORCED: [&str; 2] = ["_without_", "_on_the_oldest_kernel"];
 
 /// Attaching takes seconds in a guest, so cases are left out whose point is made
 /// by another one.
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 9] = [
     Suite {
         program: "exactness",
         skipped: &[
@@ -46,6 +46,11 @@ const SUITES: [Suite; 8] = [
             "call_left_by_longjmp",
             "nested_call",
         ],
+        for_races: true,
+    },
+    Suite {
+        program: "mappings",
+        skipped: &[],
         for_races: true,
     },
     Suite {

@@ -7,6 +7,7 @@ mod probe;
 use std::{collections::BTreeSet, sync::OnceLock};
 
 use anyhow::{Result, bail};
+use leaktrace_common::vma::VmaLayout;
 
 use crate::model::{FeatureInfo, WhyNot, Without};
 
@@ -64,8 +65,8 @@ struct Description {
     /// The option that kernels are to be built with for it, where some are not.
     config: Option<&'static str>,
     without: Without,
-    /// It is used only together with this one.
-    needs: Option<Feature>,
+    /// It is used only together with these.
+    needs: &'static [Feature],
     probe: fn() -> bool,
 }
 
@@ -97,7 +98,7 @@ impl Feature {
                 since: "4.17",
                 config: Some("CONFIG_UPROBE_EVENTS"),
                 without: Impossible("it offers no probes in programs"),
-                needs: None,
+                needs: &[],
                 probe: probe::uprobes,
             },
             Self::BoundedLoops => Description {
@@ -105,7 +106,7 @@ impl Feature {
                 since: "5.3",
                 config: None,
                 without: Impossible("its BPF programs may not have loops"),
-                needs: None,
+                needs: &[],
                 probe: probe::bounded_loops,
             },
             Self::ReadUserMemory => Description {
@@ -113,7 +114,7 @@ impl Feature {
                 since: "5.5",
                 config: None,
                 without: Impossible("its BPF programs can't read the memory of a process"),
-                needs: None,
+                needs: &[],
                 probe: probe::read_user_memory,
             },
             Self::MappedArrays => Description {
@@ -121,7 +122,7 @@ impl Feature {
                 since: "5.5",
                 config: None,
                 without: Impossible("its BPF arrays can't be mapped into memory"),
-                needs: None,
+                needs: &[],
                 probe: probe::mapped_arrays,
             },
             Self::UprobeMulti => Description {
@@ -129,7 +130,7 @@ impl Feature {
                 since: "6.6",
                 config: None,
                 without: Instead("one perf event a probe, each of which takes 0.1 s to remove"),
-                needs: Some(Self::AttachCookie),
+                needs: &[Self::AttachCookie],
                 probe: probe::uprobe_multi,
             },
             Self::PerfLink => Description {
@@ -137,7 +138,7 @@ impl Feature {
                 since: "5.15",
                 config: None,
                 without: Instead("programs are set on perf events by ioctl"),
-                needs: None,
+                needs: &[],
                 probe: probe::perf_link,
             },
             Self::AttachCookie => Description {
@@ -145,7 +146,7 @@ impl Feature {
                 since: "5.15",
                 config: None,
                 without: Instead("one program for each signature of a function"),
-                needs: Some(Self::PerfLink),
+                needs: &[Self::PerfLink],
                 probe: probe::attach_cookie,
             },
             Self::CompareExchange => Description {
@@ -154,7 +155,7 @@ impl Feature {
                 config: None,
                 without: Instead("live blocks are in the kernel's hash map, 0.3 us dearer a block"),
                 // The programs that go without cookies have only this form.
-                needs: Some(Self::AttachCookie),
+                needs: &[Self::AttachCookie],
                 probe: probe::compare_exchange,
             },
             Self::Btf => Description {
@@ -162,7 +163,7 @@ impl Feature {
                 since: "5.4",
                 config: Some("CONFIG_DEBUG_INFO_BTF"),
                 without: Instead("what only the kernel's types tell is taken for missing"),
-                needs: None,
+                needs: &[],
                 probe: probe::btf,
             },
             Self::MapMemoryOnDemand => Description {
@@ -170,7 +171,7 @@ impl Feature {
                 since: "6.1",
                 config: None,
                 without: Instead("maps take all their memory at once"),
-                needs: Some(Self::Btf),
+                needs: &[Self::Btf],
                 probe: probe::map_memory_on_demand,
             },
             Self::BatchedLookup => Description {
@@ -178,7 +179,7 @@ impl Feature {
                 since: "5.6",
                 config: None,
                 without: Instead("maps are read entry by entry"),
-                needs: None,
+                needs: &[],
                 probe: probe::batched_lookup,
             },
             Self::LongNopEmulated => Description {
@@ -186,7 +187,7 @@ impl Feature {
                 since: "6.18",
                 config: None,
                 without: Instead("probes go on other instructions"),
-                needs: None,
+                needs: &[],
                 probe: probe::long_nop_emulated,
             },
             Self::ReturnsKeepShadowStack => Description {
@@ -194,7 +195,7 @@ impl Feature {
                 since: "6.11",
                 config: None,
                 without: Instead("processes that have a user shadow stack are not traced"),
-                needs: Some(Self::Btf),
+                needs: &[Self::Btf],
                 probe: probe::returns_keep_shadow_stack,
             },
             Self::RingBuffer => Description {
@@ -202,15 +203,20 @@ impl Feature {
                 since: "5.8",
                 config: None,
                 without: Unneeded,
-                needs: None,
+                needs: &[],
                 probe: probe::ring_buffer,
             },
             Self::FindVma => Description {
                 name: "find_vma",
                 since: "5.17",
                 config: None,
-                without: Unneeded,
-                needs: None,
+                without: Instead(
+                    "stacks through code that was just mapped are incomplete until leaktrace has \
+                     heard of it",
+                ),
+                // The programs that go without compare-and-exchange are for kernels
+                // that do not know the callback it takes.
+                needs: &[Self::Btf, Self::CompareExchange],
                 probe: probe::find_vma,
             },
         }
@@ -302,6 +308,13 @@ impl Features {
         Ok(())
     }
 
+    /// What programs need for [`Feature::FindVma`]; that nothing may be asked when
+    /// it is not to be used.
+    pub(super) fn vma_layout(&self) -> VmaLayout {
+        let layout = self.has(Feature::FindVma).then(probe::vma_layout);
+        layout.flatten().unwrap_or_default()
+    }
+
     /// All features, for reports.
     pub fn list(&self) -> Vec<FeatureInfo> {
         Feature::ALL
@@ -332,8 +345,9 @@ impl Features {
         if self.given_up.contains(&feature) {
             return Some(WhyNot::Broken);
         }
-        let needed = feature.description().needs?;
-        (!self.has(needed)).then(|| WhyNot::Without(needed.name()))
+        let mut needed = feature.description().needs.iter();
+        let missing = needed.find(|needed| !self.has(**needed))?;
+        Some(WhyNot::Without(missing.name()))
     }
 
     fn is_available(&self, feature: Feature) -> bool {

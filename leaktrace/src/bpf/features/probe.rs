@@ -7,8 +7,11 @@ use aya::{
     programs::ProgramType,
     sys::{BpfHelper, is_helper_supported, is_map_supported},
 };
+use leaktrace_common::vma::VmaLayout;
 
-use super::super::{batch, probes::Scope, syscall, uprobe_multi as multi, uprobe_perf};
+use super::super::{
+    batch, kernel_types, probes::Scope, syscall, uprobe_multi as multi, uprobe_perf,
+};
 use crate::arch;
 
 /// Either kind of them will do.
@@ -112,8 +115,15 @@ pub fn ring_buffer() -> bool {
     is_map_supported(MapType::RingBuf).unwrap_or(false)
 }
 
+/// The helper, and types that tell what it gives.
 pub fn find_vma() -> bool {
-    has_helper(BpfHelper::BPF_FUNC_find_vma)
+    has_helper(BpfHelper::BPF_FUNC_find_vma) && vma_layout().is_some()
+}
+
+/// Where mappings have what identifies their files.
+pub fn vma_layout() -> Option<VmaLayout> {
+    static LAYOUT: OnceLock<Option<VmaLayout>> = OnceLock::new();
+    *LAYOUT.get_or_init(|| kernel_types::vma_layout(kernel_btf()))
 }
 
 fn has_helper(helper: BpfHelper) -> bool {
@@ -125,8 +135,7 @@ fn loads(instructions: &[u64]) -> bool {
 }
 
 /// Whether the kernel's BTF has this name among its strings. A search of the
-/// raw bytes: parsing 5 MB of types would take longer than all the rest of the
-/// start.
+/// raw bytes, since what the name is of does not matter.
 fn kernel_btf_names(name: &[u8]) -> bool {
     memchr::memmem::find(kernel_btf(), name).is_some()
 }

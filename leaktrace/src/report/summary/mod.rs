@@ -199,11 +199,10 @@ fn options_text(options: &[&(String, String)]) -> String {
     let texts: Vec<_> = options
         .iter()
         .map(|(option, value)| {
-            format!(
-                "--{} {}",
-                name::clean(option.trim_start_matches('-')),
-                name::clean(value)
-            )
+            let option = name::clean(option.trim_start_matches('-'));
+            format!("--{option} {}", name::clean(value))
+                .trim_end()
+                .to_owned()
         })
         .collect();
     texts.join(" ")

@@ -11,6 +11,7 @@ fn of_file(file: File, options: Options) -> Symbolizer {
     let file = CodeFile {
         path: "/broken".into(),
         image: Some(Image::Own(Arc::new(file))),
+        is_doubtful: false,
     };
     Symbolizer::new(options, Arc::new(Mutex::new(CodeFiles::of(file))))
 }
@@ -196,7 +197,7 @@ fn two_gib_of_debug_information_are_left_alone_and_said_so() {
     let frames = symbolizer.resolve_addresses(&[target.address("main")]);
     assert!(started.elapsed() < Duration::from_secs(2));
     assert_eq!((name(&frames[0]), frames[0].line), ("main", None));
-    let [note] = symbolizer.notes() else {
+    let [note] = &symbolizer.notes()[..] else {
         panic!("{:?}", symbolizer.notes())
     };
     assert!(note.contains("has 2049 MiB of debug information"), "{note}");
@@ -335,7 +336,7 @@ fn a_file_that_is_cut_short_while_it_is_read_gives_what_is_left() {
     other_end.set_len(5000).unwrap();
     let frames = symbolizer.resolve_stack(&stack);
     assert!(frames.len() >= stack.len());
-    let [note] = symbolizer.notes() else {
+    let [note] = &symbolizer.notes()[..] else {
         panic!("{:?}", symbolizer.notes())
     };
     assert!(note.contains("was cut short while it was read"), "{note}");

@@ -2,6 +2,8 @@
 //! addresses are resolved.
 
 mod broken;
+mod fetched;
+mod separate;
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -232,6 +234,16 @@ fn inlined_functions_and_lines_are_resolved_after_the_program_ended_and_was_dele
     assert_eq!(frames[0].kind, FrameKind::Allocator);
     assert_eq!(frames[0].symbol_offset, 0);
     assert!(symbolizer.notes().is_empty(), "{:?}", symbolizer.notes());
+
+    let mut compiled = target.symbolizer(Options {
+        inlined: false,
+        ..plain()
+    });
+    let frames = compiled.resolve_addresses(&[malloc, target.address("in_innermost")]);
+    assert_eq!(frames.len(), 2);
+    assert_eq!(name(&frames[1]), "outer_function");
+    assert_eq!(frames[1].line, line_of(PROGRAM, "line of outer"));
+    assert!(!frames[1].inlined);
 }
 
 #[test]
@@ -425,7 +437,7 @@ fn compressed_debug_information_is_read() {
     let mut symbolizer = target.symbolizer(Options { limits, ..plain() });
     let frames = symbolizer.resolve_addresses(&stack);
     assert_eq!((name(&frames[1]), frames[1].line), ("outer_function", None));
-    let [note] = symbolizer.notes() else {
+    let [note] = &symbolizer.notes()[..] else {
         panic!("{:?}", symbolizer.notes())
     };
     assert!(note.contains("compressed debug information"), "{note}");
@@ -498,7 +510,7 @@ fn debug_information_that_grows_too_much_is_given_up_with_a_note() {
         "looked up before memory was looked at"
     );
     assert_eq!(mains[63].line, None);
-    let [note] = symbolizer.notes() else {
+    let [note] = &symbolizer.notes()[..] else {
         panic!("{:?}", symbolizer.notes())
     };
     assert!(note.contains("too much memory"), "{note}");

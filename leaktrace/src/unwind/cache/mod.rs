@@ -1,16 +1,13 @@
 //! Tables kept on disk, by build id.
 //!
-//! The directory belongs to whoever runs leaktrace and to nobody else: as root
-//! behind sudo it is root's own, never the user's, who could change what is in
-//! it. Anything in it may be damaged, missing or removed at any time; then
-//! tables are made again. An entry tells the hash of what its table was made
+//! They are in leaktrace's own directory ([`output::cache`]). Anything in it may
+//! be damaged, missing or removed at any time; then tables are made again. An entry tells the hash of what its table was made
 //! from, so a file with somebody else's build id gets nothing of theirs and
 //! leaves nothing to them.
 
 pub mod entry;
 
 use std::{
-    env,
     ffi::{OsStr, OsString},
     fmt::Write as _,
     fs::File,
@@ -19,16 +16,19 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
-    fstat, futimens, mkdirat, openat, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, fstat,
+    futimens, openat, statat, unlinkat,
 };
 
 use crate::{
-    output::atomic,
+    output::{
+        self, atomic,
+        cache::{NoCache, is_ours},
+    },
     unwind::{file_table::FileTable, read::Sources},
 };
 
@@ -88,69 +88,25 @@ pub struct Cache {
     limit: u64,
 }
 
-/// Why there is no cache.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot keep unwind tables in {}: {reason}", path.display())]
-pub struct NoCache {
-    /// Its directory.
-    pub path: PathBuf,
-    /// Why.
-    pub reason: io::Error,
-}
-
 impl Cache {
-    /// The cache of who runs this: in `$XDG_CACHE_HOME/leaktrace`, else in
-    /// `~/.cache/leaktrace`; root's, when neither is root's own, in
-    /// `/var/cache/leaktrace`.
+    /// The cache of who runs this.
     ///
     /// # Errors
     /// Why there is none. It is not needed.
     pub fn open() -> Result<Self, NoCache> {
-        let is_root = rustix::process::geteuid().is_root();
-        let mut refusal = None;
-        for place in places(env::var_os("XDG_CACHE_HOME"), env::var_os("HOME"), is_root) {
-            match Self::open_in(&place, LIMIT) {
-                Ok(cache) => return Ok(cache),
-                Err(reason) => {
-                    refusal = refusal.or(Some(NoCache {
-                        path: place,
-                        reason,
-                    }))
-                }
-            }
-        }
-        Err(refusal.unwrap_or_else(|| NoCache {
-            path: "~/.cache".into(),
-            reason: io::Error::new(io::ErrorKind::NotFound, "$HOME is not set"),
-        }))
+        let directory = output::cache::open()?;
+        Ok(Self {
+            directory,
+            limit: LIMIT,
+        })
     }
 
-    /// A cache in the directory `leaktrace` of another, which is made if its
-    /// parent is there.
+    /// A cache below another directory, as in [`output::cache::open_in`].
     ///
     /// # Errors
     /// The kernel's; `PermissionDenied` when a directory is somebody else's.
     pub fn open_in(place: &Path, limit: u64) -> io::Result<Self> {
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        if let (Some(parent), Some(name)) = (place.parent(), place.file_name())
-            && let Ok(parent) = openat(CWD, parent, flags, Mode::empty())
-            && is_ours(&fstat(&parent)?)
-        {
-            // It may be there.
-            _ = mkdirat(&parent, name, Mode::RWXU);
-        }
-        let place = openat(CWD, place, flags, Mode::empty())?;
-        if !is_ours(&fstat(&place)?) {
-            return Err(refused("it belongs to another user"));
-        }
-        _ = mkdirat(&place, "leaktrace", Mode::RWXU);
-        let flags = flags | OFlags::NOFOLLOW;
-        let directory = openat(&place, "leaktrace", flags, Mode::empty())?;
-        let found = fstat(&directory)?;
-        let others = Mode::WGRP | Mode::WOTH;
-        if !is_ours(&found) || Mode::from_raw_mode(found.st_mode).intersects(others) {
-            return Err(refused("others may write to leaktrace's directory in it"));
-        }
+        let directory = output::cache::open_in(place)?;
         Ok(Self { directory, limit })
     }
 
@@ -235,35 +191,16 @@ const NOW: Timestamps = {
     }
 };
 
-/// Where a cache may be, the best place first.
-fn places(cache_home: Option<OsString>, home: Option<OsString>, is_root: bool) -> Vec<PathBuf> {
-    let home = home.map(|home| Path::new(&home).join(".cache"));
-    let places = [
-        cache_home.map(PathBuf::from),
-        home,
-        is_root.then(|| "/var/cache".into()),
-    ];
-    // Relative paths are to be ignored, says the XDG Base Directory
-    // Specification.
-    let usable = places.into_iter().flatten();
-    usable.filter(|place| place.is_absolute()).collect()
-}
-
-fn is_ours(found: &Stat) -> bool {
-    found.st_uid == rustix::process::geteuid().as_raw()
-}
-
-fn refused(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, why)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         fs,
-        os::unix::fs::{PermissionsExt as _, symlink},
+        os::unix::fs::symlink,
+        path::PathBuf,
         time::{Duration, SystemTime},
     };
+
+    use rustix::fs::CWD;
 
     use super::*;
     use crate::{
@@ -413,61 +350,5 @@ mod tests {
             }
         });
         assert_eq!(place.names().len(), 1);
-    }
-
-    #[test]
-    fn a_directory_that_others_may_change_is_not_used() {
-        let directory = tempfile::tempdir().unwrap();
-        let own = directory.path().join("leaktrace");
-        drop(Cache::open_in(directory.path(), BIG).unwrap());
-        assert_eq!(
-            fs::metadata(&own).unwrap().permissions().mode() & 0o7777,
-            0o700
-        );
-        let refused = || {
-            Cache::open_in(directory.path(), BIG)
-                .err()
-                .map(|error| error.kind())
-        };
-        fs::set_permissions(&own, fs::Permissions::from_mode(0o770)).unwrap();
-        assert_eq!(refused(), Some(io::ErrorKind::PermissionDenied));
-        fs::remove_dir(&own).unwrap();
-        symlink("/tmp", &own).unwrap();
-        assert!(refused().is_some());
-        fs::remove_file(&own).unwrap();
-        if std::os::unix::fs::chown(directory.path(), Some(12345), None).is_ok() {
-            assert_eq!(refused(), Some(io::ErrorKind::PermissionDenied));
-            assert!(!own.exists());
-        }
-    }
-
-    #[test]
-    fn a_missing_cache_directory_is_made_but_not_its_parents() {
-        let directory = tempfile::tempdir().unwrap();
-        Cache::open_in(&directory.path().join(".cache"), BIG).unwrap();
-        assert!(directory.path().join(".cache/leaktrace").is_dir());
-        let missing = Cache::open_in(&directory.path().join("a/b"), BIG);
-        assert_eq!(missing.err().unwrap().kind(), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn the_place_follows_the_environment() {
-        let place = |cache: Option<&str>, home: Option<&str>, is_root| {
-            places(cache.map(OsString::from), home.map(OsString::from), is_root)
-        };
-        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
-        assert_eq!(
-            place(Some("/x"), Some("/home/u"), false),
-            paths(&["/x", "/home/u/.cache"])
-        );
-        assert_eq!(
-            place(Some("x"), Some("/home/u"), false),
-            paths(&["/home/u/.cache"])
-        );
-        assert_eq!(
-            place(None, Some("/root"), true),
-            paths(&["/root/.cache", "/var/cache"])
-        );
-        assert_eq!(place(Some(""), None, false), paths(&[]));
     }
 }

@@ -1,0 +1,316 @@
+//! Stacks through code that comes and goes while it is traced
+//! (`fixtures/mappings.c`): no wrong one is complete, and new code is soon known.
+//! What is allocated where can be told by its size.
+
+use std::{
+    collections::BTreeMap,
+    process::{ExitCode, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use leaktrace_tests::{
+    build, features,
+    fixture::Fixture,
+    report::{Report, Stack},
+    suite::{self, Need, NotHere, case},
+    tracer::Start,
+};
+
+const C: &[Need] = &[Need::Tracing, Need::C];
+/// How a complete stack ends.
+const COMPLETE: &str = "complete";
+
+/// Sizes, as in the fixture.
+const IN_ONE: u64 = 1001;
+const IN_TWO: u64 = 2002;
+const AT_START: u64 = 303;
+const WITH_FRAME_POINTER: u64 = 404;
+const WITHOUT_FRAME_POINTER: u64 = 505;
+const IN_VDSO: u64 = 606;
+const ELSEWHERE: u64 = 707;
+
+fn main() -> ExitCode {
+    suite::main(vec![
+        case("one_library_in_the_place_of_another", C, swapped_by_loader),
+        case("one_library_in_the_place_of_another", C, swapped_by_loader).without("find_vma"),
+        case("one_library_in_the_place_of_another", C, swapped_by_loader).without_all(),
+        case("one_file_mapped_over_another", C, swapped_by_hand),
+        case("a_new_library_is_soon_known", C, loaded),
+        case("a_new_library_is_soon_known", C, loaded).without("find_vma"),
+        case("code_made_at_run_time_is_never_complete", C, made_code),
+        case("a_command_s_stacks_are_complete_from_the_start", C, run),
+        case("a_command_s_stacks_are_never_wrong", C, run).without("find_vma"),
+        case("signals_in_the_vdso", C, vdso),
+    ])
+}
+
+/// A frame's function, with the name of its file where that is a plugin's.
+type Functions = Vec<String>;
+
+/// Which functions call each other where blocks of this size are allocated, from
+/// the inside.
+fn truth(size: u64) -> Result<Vec<&'static [&'static str]>> {
+    Ok(match size {
+        IN_ONE => vec![
+            &[
+                "take",
+                "deeper in one",
+                "swap in one",
+                "call",
+                "swap_by_loader",
+            ],
+            &[
+                "take",
+                "deeper in one",
+                "swap in one",
+                "call",
+                "load_and_call",
+            ],
+            &[
+                "take",
+                "deeper in one",
+                "swap in one",
+                "call",
+                "swap_by_hand",
+            ],
+        ],
+        IN_TWO => vec![
+            &[
+                "take",
+                "deeper in two",
+                "swap in two",
+                "call",
+                "swap_by_loader",
+            ],
+            &[
+                "take",
+                "deeper in two",
+                "swap in two",
+                "call",
+                "swap_by_hand",
+            ],
+        ],
+        AT_START => vec![&["take", "main"]],
+        // What a signal interrupted is not checked for its name: the vDSO has few.
+        IN_VDSO | ELSEWHERE => vec![&["take", "on_alarm"]],
+        // Nothing tells where code without a file leads.
+        WITH_FRAME_POINTER | WITHOUT_FRAME_POINTER => Vec::new(),
+        _ => anyhow::bail!("nothing allocates {size} bytes"),
+    })
+}
+
+fn functions(stack: &Stack) -> Functions {
+    let callers = stack
+        .frames
+        .iter()
+        .filter(|frame| frame.kind != "allocator" && !frame.inlined);
+    callers
+        .map(|frame| {
+            let name = frame.symbol.as_deref().unwrap_or("?");
+            let plugin = ["one", "two"].into_iter().find(|plugin| {
+                let module = frame.module.as_deref().unwrap_or_default();
+                module.ends_with(&format!("/libswap_{plugin}.so"))
+            });
+            match plugin {
+                Some(plugin) => format!("{name} in {plugin}"),
+                None => name.to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// How many calls with blocks of each size were seen, by how their stacks ended.
+type Ends = BTreeMap<u64, BTreeMap<String, u64>>;
+
+/// What was seen, when no complete stack is wrong.
+fn check(report: &Report) -> Result<Ends> {
+    features::check(report)?;
+    let mut ends = Ends::new();
+    for stack in &report.stacks {
+        let size = stack.alloc_bytes / stack.alloc_blocks.max(1);
+        let functions = functions(stack);
+        // The caller of `malloc` is known in any case; others are the loader's.
+        if functions.first().is_none_or(|name| name != "take") {
+            continue;
+        }
+        if stack.end == COMPLETE && functions.iter().any(|name| name == "main") {
+            ensure!(
+                size * stack.alloc_blocks == stack.alloc_bytes,
+                "blocks of several sizes have the complete stack {functions:?}"
+            );
+            let possible = truth(size)?;
+            ensure!(
+                possible.iter().any(|one| functions.starts_with_words(one)),
+                "a wrong stack of {size} bytes is complete: {functions:?}"
+            );
+        }
+        let by_end = ends.entry(size).or_default();
+        *by_end.entry(stack.end.clone()).or_default() += stack.alloc_blocks;
+    }
+    eprintln!("{ends:?}");
+    Ok(ends)
+}
+
+trait StartsWithWords {
+    fn starts_with_words(&self, words: &[&str]) -> bool;
+}
+
+impl StartsWithWords for Functions {
+    fn starts_with_words(&self, words: &[&str]) -> bool {
+        self.len() >= words.len() && self.iter().zip(words).all(|(name, word)| name == word)
+    }
+}
+
+/// How many calls with blocks of this size there were, and how many of them had
+/// complete stacks.
+fn count(ends: &Ends, size: u64) -> (u64, u64) {
+    let by_end = ends.get(&size);
+    let all = by_end.into_iter().flat_map(BTreeMap::values).sum();
+    let complete = by_end.and_then(|by_end| by_end.get(COMPLETE));
+    (all, complete.copied().unwrap_or(0))
+}
+
+fn fixture() -> Result<Fixture> {
+    let plugins = ["swap_one", "swap_two"].map(build::library);
+    let [one, two] = plugins;
+    let arguments = [one?, two?].map(|path| path.display().to_string());
+    Fixture::start("mappings", &[&arguments[0], &arguments[1]])
+}
+
+/// The loader tells when a place becomes free: no call is taken for one into what
+/// was there before, however soon it comes.
+fn swapped_by_loader() -> Result<()> {
+    const ROUNDS: u64 = 40;
+    let mut fixture = fixture()?;
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    let same = fixture.number(&format!("loader {ROUNDS}"))?;
+    fixture.expect("done")?;
+    let report = tracer.report()?;
+    ensure!(
+        same > ROUNDS / 2,
+        "only {same} of {ROUNDS} were at the place of the one before: nothing was tried"
+    );
+    let ends = check(&report)?;
+    // 3 calls each time, and 8 more every other time. Those of both that end at an
+    // unknown address are one stack.
+    let each = ROUNDS / 2 * 3 + ROUNDS / 4 * 8;
+    let all: u64 = ends.values().flat_map(BTreeMap::values).sum();
+    ensure!(all == 2 * each, "{all} calls");
+    for size in [IN_ONE, IN_TWO] {
+        let (_, complete) = count(&ends, size);
+        // With the kernel's help all but those before the file was known at all;
+        // without, some of those in 40 ms.
+        let wanted = if is_asked(&report) { each * 3 / 4 } else { 10 };
+        ensure!(
+            complete >= wanted,
+            "{size}: only {complete} of {each} stacks are complete"
+        );
+    }
+    Ok(())
+}
+
+/// Whether programs ask the kernel about mappings.
+fn is_asked(report: &Report) -> bool {
+    report.features.get("find_vma").is_some_and(|it| it.used)
+}
+
+/// Nobody tells of what is mapped by hand, so the files there are doubted once it
+/// is seen.
+fn swapped_by_hand() -> Result<()> {
+    let mut fixture = fixture()?;
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    fixture.tell("hand")?;
+    let report = tracer.report()?;
+    let ends = check(&report)?;
+    let doubted = "something else was mapped in place of libswap_one.so";
+    let of_one = ends.get(&IN_ONE).context("no calls")?;
+    ensure!(of_one.contains_key(doubted), "{of_one:?}");
+    ensure!(count(&ends, IN_ONE).1 == 0, "{of_one:?}");
+    Ok(())
+}
+
+/// Within 50 ms its code is known; that one is loaded again, at once, if the
+/// kernel can be asked.
+fn loaded() -> Result<()> {
+    const CALLS: u64 = 60;
+    const PAUSE: u64 = 5;
+    let mut fixture = fixture()?;
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    fixture.tell(&format!("load {CALLS} {PAUSE}"))?;
+    let ends = check(&tracer.report()?)?;
+    let (all, complete) = count(&ends, IN_ONE);
+    // On a busy machine, leaktrace waits for its turn as well.
+    let late = 3 * 50 / PAUSE * if suite::is_emulated() { 3 } else { 1 };
+    ensure!(all == CALLS, "{all} calls");
+    ensure!(
+        complete >= all.saturating_sub(late) && complete > 0,
+        "only {complete} of {all} calls over {} ms have complete stacks",
+        CALLS * PAUSE
+    );
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    fixture.tell("load 1 200")?;
+    for _ in 0..20 {
+        fixture.tell("load 3 0")?;
+    }
+    let report = tracer.report()?;
+    let ends = check(&report)?;
+    let (all, complete) = count(&ends, IN_ONE);
+    if is_asked(&report) {
+        ensure!(
+            complete + 1 >= all && all == 61,
+            "{complete} of {all} stacks of a library that was known are complete"
+        );
+    }
+    Ok(())
+}
+
+/// Whether with frame pointers or without.
+fn made_code() -> Result<()> {
+    let mut fixture = fixture()?;
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    fixture.tell("code")?;
+    let ends = check(&tracer.report()?)?;
+    for size in [WITH_FRAME_POINTER, WITHOUT_FRAME_POINTER] {
+        let (all, complete) = count(&ends, size);
+        ensure!((all, complete) == (30, 0), "{size}: {ends:?}");
+    }
+    let guessed = "a frame was guessed by its frame pointer";
+    let with = &ends[&WITH_FRAME_POINTER];
+    ensure!(with.contains_key(guessed), "{with:?}");
+    Ok(())
+}
+
+/// Before leaktrace can have heard where anything is mapped.
+fn run() -> Result<()> {
+    let command = [build::fixture("mappings")?];
+    let mut start = Start::run(&[], &command)?;
+    start.command().stdin(Stdio::null());
+    let ended = start.ended()?;
+    let report = ended.report()?;
+    let ends = check(&report)?;
+    let (all, complete) = count(&ends, AT_START);
+    ensure!(all == 100, "{ends:?}");
+    if is_asked(&report) {
+        ensure!(complete == all, "{ends:?}");
+    }
+    Ok(())
+}
+
+/// What a handler allocates that interrupted code of the kernel's own.
+fn vdso() -> Result<()> {
+    let mut fixture = fixture()?;
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    let interrupted = fixture.number("vdso 200")?;
+    fixture.expect("done")?;
+    let ends = check(&tracer.report()?)?;
+    if interrupted == 0 {
+        // Where the clock is read by a system call.
+        return Err(NotHere("no signal came in the vDSO".to_owned()).into());
+    }
+    let (all, complete) = count(&ends, IN_VDSO);
+    ensure!(
+        all == interrupted && complete == all,
+        "{complete} of {all} stacks through the vDSO are complete: {ends:?}"
+    );
+    Ok(())
+}
