@@ -79,7 +79,7 @@ impl Figures {
             ),
             ("tight pair, of memleak's", to_memleak, 1.0 / 3.0, times),
             (
-                "the same, 10 frames, no frame pointers",
+                "10 frames, no frame pointers, of memleak's",
                 to_memleak_without_frame_pointers,
                 1.0 / 3.0,
                 times,
