@@ -16,12 +16,15 @@ mod figures;
 mod lines;
 mod load;
 mod memleak;
+mod preparation;
 mod proc;
 mod programs;
+mod report;
 mod results;
 mod series;
 mod table;
 mod tracer;
+mod walks;
 mod workload;
 
 use std::env;
@@ -37,12 +40,13 @@ use crate::{packages, process, project, tests};
 use figures::Figures;
 use results::Results;
 use tracer::Start;
-use workload::{BUSY, IDLE};
+use walks::Walks;
+use workload::{BUSY, IDLE, TIGHT_WITHOUT_FRAME_POINTERS, Workload};
 
 /// What `cargo xtask bench` is asked to do.
 #[derive(clap::Args)]
 pub struct Options {
-    /// One minute instead of five: fewer and shorter rounds.
+    /// Two minutes instead of six: fewer and shorter rounds.
     #[arg(long)]
     quick: bool,
     /// Also measure libbpf-tools' memleak, fetched from Debian (a minute more).
@@ -51,6 +55,9 @@ pub struct Options {
     /// Also measure heaptrack, installed when missing (half a minute more).
     #[arg(long)]
     heaptrack: bool,
+    /// Only what stacks and their unwind tables cost.
+    #[arg(long)]
+    unwinding: bool,
     /// Print tables as Markdown.
     #[arg(long)]
     markdown: bool,
@@ -68,6 +75,8 @@ struct Scale {
     idle_cycles: usize,
     /// All rounds of an idle process together, except under leaktrace.
     idle_time: Duration,
+    /// Times that stacks of each kind are measured.
+    walk_cycles: usize,
     /// Attachments to a process with many symbols.
     attaches: usize,
     /// Times that a million blocks are made, and tables shown each time.
@@ -81,6 +90,7 @@ const WHOLE: Scale = Scale {
     round_cpu: Duration::from_millis(100),
     idle_cycles: 2,
     idle_time: Duration::from_secs(6),
+    walk_cycles: 3,
     attaches: 7,
     fills: 3,
     tables: 24,
@@ -92,6 +102,7 @@ const QUICK: Scale = Scale {
     round_cpu: Duration::from_millis(40),
     idle_cycles: 1,
     idle_time: Duration::from_secs(2),
+    walk_cycles: 2,
     attaches: 3,
     fills: 1,
     tables: 12,
@@ -102,6 +113,7 @@ struct Bench {
     leaktrace: PathBuf,
     memleak: bool,
     heaptrack: bool,
+    unwinding_only: bool,
     scale: Scale,
 }
 
@@ -137,9 +149,10 @@ pub fn run(options: &Options) -> Result<()> {
         leaktrace: project::target_dir().join("release/leaktrace"),
         memleak: options.memleak,
         heaptrack: options.heaptrack,
+        unwinding_only: options.unwinding,
         scale: if options.quick { QUICK } else { WHOLE },
     };
-    let (results, figures) = measure(&bench)?;
+    let (results, walks, figures) = measure(&bench)?;
     let show = |table: table::Table| {
         if options.markdown {
             table.markdown()
@@ -150,6 +163,8 @@ pub fn run(options: &Options) -> Result<()> {
     println!("{}\n", machine());
     println!("{}", show(results.table()));
     println!("{LEGEND}\n");
+    println!("{}", show(walks.table()));
+    println!("{WALKS_LEGEND}\n");
     print!("{}", show(figures.table()));
     Ok(())
 }
@@ -162,34 +177,62 @@ sites. own CPU: of one CPU, while attached. own RSS: peak, to the end, with maps
 that it has mapped; maps: kernel memory of all BPF maps. attach: start to probes
 in; gone, exit: Ctrl-C to the load's old speed, and to the tracer's end.";
 
-fn measure(bench: &Bench) -> Result<(Results, Figures)> {
+/// The same of stacks.
+const WALKS_LEGEND: &str = "\
+ns without: a pair whose malloc fails, left out by a filter before its stack is
+looked at; ns with: no filter; a stack: the difference. a frame, the rest: the
+line through both depths. Stacks end where the way ends that they are found by:
+by frame pointers, at the first function of libc.";
+
+fn measure(bench: &Bench) -> Result<(Results, Walks, Figures)> {
     let (mut results, mut figures) = (Results::default(), Figures::default());
+    if bench.unwinding_only {
+        measure_busy(bench, &[TIGHT_WITHOUT_FRAME_POINTERS], &mut results)?;
+    } else {
+        measure_busy(bench, &BUSY, &mut results)?;
+        measure_idle(bench, &mut results)?;
+    }
+    figures.add_ratios(&results);
+    process::say("stacks");
+    let walks = Walks::measure(bench)?;
+    walks.add_to(&mut figures);
+    process::say("unwind tables");
+    preparation::measure(bench, &mut figures).context("measuring unwind tables")?;
+    if !bench.unwinding_only {
+        process::say("500 000 symbols");
+        figures
+            .measure_symbols(bench)
+            .context("measuring 500 000 symbols")?;
+        process::say("a million live blocks");
+        figures
+            .measure_many_blocks(bench)
+            .context("measuring a million blocks")?;
+    }
+    Ok((results, walks, figures))
+}
+
+fn measure_busy(bench: &Bench, workloads: &[Workload], results: &mut Results) -> Result<()> {
     for number in 0..bench.scale.cycles {
         process::say(&format!("cycle {} of {}", number + 1, bench.scale.cycles));
-        for workload in &BUSY {
-            cycle::run(bench, workload, number, &mut results)
+        for workload in workloads {
+            cycle::run(bench, workload, number, results)
                 .with_context(|| format!("measuring: {}", workload.name))?;
         }
     }
+    Ok(())
+}
+
+fn measure_idle(bench: &Bench, results: &mut Results) -> Result<()> {
     for number in 0..bench.scale.idle_cycles {
         process::say(&format!(
             "an idle process, {} of {}",
             number + 1,
             bench.scale.idle_cycles
         ));
-        cycle::run(bench, &IDLE, number, &mut results)
+        cycle::run(bench, &IDLE, number, results)
             .with_context(|| format!("measuring: {}", IDLE.name))?;
     }
-    figures.add_ratios(&results);
-    process::say("500 000 symbols");
-    figures
-        .measure_symbols(bench)
-        .context("measuring 500 000 symbols")?;
-    process::say("a million live blocks");
-    figures
-        .measure_many_blocks(bench)
-        .context("measuring a million blocks")?;
-    Ok((results, figures))
+    Ok(())
 }
 
 /// Builds and installs what is measured, as who calls.
@@ -197,6 +240,7 @@ fn prepare(options: &Options) -> Result<()> {
     process::say("building leaktrace and the loads");
     tests::build_release()?;
     programs::build()?;
+    preparation::build()?;
     if options.memleak {
         memleak::fetch()?;
     }
@@ -226,6 +270,7 @@ fn measure_as_root(options: &Options) -> Result<()> {
         ("--quick", options.quick),
         ("--memleak", options.memleak),
         ("--heaptrack", options.heaptrack),
+        ("--unwinding", options.unwinding),
         ("--markdown", options.markdown),
     ] {
         if is_given {

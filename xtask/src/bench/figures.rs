@@ -1,13 +1,13 @@
 //! Figures that are measured once for each, not by load and tracer, and what
 //! they should be.
 
-use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
+use serde_json::Value;
 
 use super::load::Load;
 use super::programs::{self, Program};
@@ -15,8 +15,8 @@ use super::results::Results;
 use super::series::Series;
 use super::table::{Table, seconds};
 use super::tracer::Tracer;
-use super::workload::{BUSY, IDLE, Subject};
-use super::{Bench, proc};
+use super::workload::{IDLE, Subject, TIGHT, TIGHT_WITHOUT_FRAME_POINTERS};
+use super::{Bench, proc, report};
 
 /// Blocks that are live when tables and snapshots are timed.
 const MANY_BLOCKS: u64 = 1_000_000;
@@ -32,6 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Figure {
     name: &'static str,
     measured: String,
+    /// Empty when nothing is wanted of it.
     target: String,
     is_met: bool,
 }
@@ -41,7 +42,8 @@ struct Figure {
 pub struct Figures(Vec<Figure>);
 
 impl Figures {
-    fn push(&mut self, name: &'static str, value: f64, target: f64, show: fn(f64) -> String) {
+    /// A figure that should be at most `target`.
+    pub fn push(&mut self, name: &'static str, value: f64, target: f64, show: fn(f64) -> String) {
         self.0.push(Figure {
             name,
             measured: show(value),
@@ -50,12 +52,23 @@ impl Figures {
         });
     }
 
+    /// A figure of which nothing is wanted, to set beside others.
+    pub fn push_beside(&mut self, name: &'static str, measured: String) {
+        self.0.push(Figure {
+            name,
+            measured,
+            target: String::new(),
+            is_met: true,
+        });
+    }
+
     /// What follows from the loads' rows.
     pub fn add_ratios(&mut self, results: &Results) {
-        let tight = &BUSY[0];
-        let to_floor = results.ratio(tight, Subject::Leaktrace, Subject::Floor);
-        let to_memleak = results.ratio(tight, Subject::Leaktrace, Subject::Memleak);
-        let left_behind = results.ratio(tight, Subject::Afterwards, Subject::Untraced);
+        let to_floor = results.ratio(&TIGHT, Subject::Leaktrace, Subject::Floor);
+        let [to_memleak, to_memleak_without_frame_pointers] =
+            [&TIGHT, &TIGHT_WITHOUT_FRAME_POINTERS]
+                .map(|load| results.ratio(load, Subject::Leaktrace, Subject::Memleak));
+        let left_behind = results.ratio(&TIGHT, Subject::Afterwards, Subject::Untraced);
         let idle = results.get(&IDLE, Subject::Leaktrace);
         for (name, value, target, show) in [
             (
@@ -65,6 +78,12 @@ impl Figures {
                 times as fn(f64) -> String,
             ),
             ("tight pair, of memleak's", to_memleak, 1.0 / 3.0, times),
+            (
+                "10 frames, no frame pointers, of memleak's",
+                to_memleak_without_frame_pointers,
+                1.0 / 3.0,
+                times,
+            ),
             (
                 "tight pair after leaktrace, of before",
                 left_behind,
@@ -120,11 +139,15 @@ impl Figures {
             attach.push(tracer.attach.as_secs_f64());
             exit.push(tracer.stop()?.exit.as_secs_f64());
         }
-        let median = |series: &Series| series.median().unwrap_or_default();
-        self.push("attach to 500 000 symbols", median(&attach), 1.0, seconds);
+        self.push(
+            "attach to 500 000 symbols",
+            attach.median_or_zero(),
+            1.0,
+            seconds,
+        );
         self.push(
             "Ctrl-C to exit with these symbols",
-            median(&exit),
+            exit.median_or_zero(),
             1.0,
             seconds,
         );
@@ -141,28 +164,27 @@ impl Figures {
         for _ in 0..bench.scale.fills {
             all.measure(bench)?;
         }
-        let median = |series: &Series| series.median().unwrap_or_default();
         self.push(
             "one table at 1 M live blocks, 500 stacks (CPU)",
-            median(&all.table),
+            all.table.median_or_zero(),
             0.05,
             seconds,
         );
         self.push(
             "snapshot of 1 M blocks: SIGUSR1 to JSON written",
-            median(&all.snapshot),
+            all.snapshot.median_or_zero(),
             0.5,
             seconds,
         );
         self.push(
             "Ctrl-C to exit at 1 M live blocks",
-            median(&all.exit),
+            all.exit.median_or_zero(),
             2.5,
             seconds,
         );
         self.push(
             "kernel memory per live block when full",
-            median(&all.block_bytes),
+            all.block_bytes.median_or_zero(),
             120.0,
             |bytes| format!("{bytes:.0} B"),
         );
@@ -197,13 +219,11 @@ impl ManyBlocks {
         let snapshot = programs::dir().join("snapshot.json");
         let mut start = bench.leaktrace(load.pid());
         let interval = format!("{}ms", TABLE_INTERVAL.as_millis());
-        let mut output = std::ffi::OsString::from("json:");
-        output.push(&snapshot);
         start
             .command
             .args(["--max-blocks", &MAX_BLOCKS.to_string()])
-            .args(["--interval", &interval, "-o"])
-            .arg(output);
+            .args(["--interval", &interval]);
+        report::write_to(&mut start, &snapshot);
         let mut tracer = Tracer::start(start)?;
 
         let map = live_map_bytes(&tracer)?;
@@ -223,8 +243,9 @@ impl ManyBlocks {
             self.snapshot.push(time_snapshot(&tracer, &snapshot)?);
         }
         self.exit.push(tracer.stop()?.exit.as_secs_f64());
-        self.lost.push(lost_blocks(&snapshot)? as f64);
-        remove(&snapshot)
+        self.lost
+            .push(lost_blocks(&report::take(&snapshot)?)? as f64);
+        Ok(())
     }
 }
 
@@ -232,7 +253,7 @@ fn times(ratio: f64) -> String {
     format!("{ratio:.2} x")
 }
 
-fn percent(share: f64) -> String {
+pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
@@ -261,7 +282,7 @@ fn time_tables(tracer: &mut Tracer, tables: u32) -> Result<f64> {
 /// Seconds from the signal until the file is there, whole: it is linked into
 /// place.
 fn time_snapshot(tracer: &Tracer, path: &Path) -> Result<f64> {
-    remove(path)?;
+    report::remove(path)?;
     let at = Instant::now();
     tracer.signal(Signal::USR1)?;
     while !path.exists() {
@@ -275,9 +296,7 @@ fn time_snapshot(tracer: &Tracer, path: &Path) -> Result<f64> {
 
 /// What the last report says was lost. Times of reports mean nothing unless
 /// they have all the rest.
-fn lost_blocks(report: &Path) -> Result<u64> {
-    let text = fs::read(report).with_context(|| format!("cannot read {}", report.display()))?;
-    let report: serde_json::Value = serde_json::from_slice(&text).context("a broken report")?;
+fn lost_blocks(report: &Value) -> Result<u64> {
     let total = |name: &str| report["totals"][name].as_u64().unwrap_or(0);
     let (blocks, lost) = (total("live_blocks"), total("lost"));
     let stacks = report["stacks"].as_array().map_or(0, Vec::len);
@@ -287,11 +306,4 @@ fn lost_blocks(report: &Path) -> Result<u64> {
         );
     }
     Ok(lost)
-}
-
-fn remove(path: &Path) -> Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
-    fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
 }

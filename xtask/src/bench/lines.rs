@@ -76,6 +76,12 @@ impl Lines {
         count
     }
 
+    /// The last lines that came, for a message.
+    pub fn last(&mut self) -> String {
+        self.count(|_| false);
+        self.shown()
+    }
+
     fn remember(&mut self, line: String) {
         if self.last.len() == SHOWN {
             self.last.remove(0);

@@ -54,6 +54,11 @@ impl Load {
         Ok(self.ask(&format!("round {pairs}"))? as f64 / pairs as f64)
     }
 
+    /// As [`Self::round`], of pairs whose malloc fails.
+    pub fn failing_round(&mut self, pairs: u64) -> Result<f64> {
+        Ok(self.ask(&format!("failing {pairs}"))? as f64 / pairs as f64)
+    }
+
     /// Makes a pair each millisecond; the process's CPU time, ns a pair.
     pub fn idle(&mut self, pairs: u64) -> Result<f64> {
         Ok(self.ask(&format!("idle {pairs}"))? as f64 / pairs as f64)

@@ -13,8 +13,12 @@ use crate::{packages, process, project};
 pub enum Program {
     /// `tests/bench/tight.c`.
     Tight,
-    /// The same with 500 000 symbols more.
+    /// The same without frame pointers.
+    TightWithoutFramePointers,
+    /// `tests/bench/tight.c` with 500 000 symbols more.
     TightWithSymbols,
+    /// `tests/bench/tight.c` with a million unwind rows more.
+    TightWithRows,
     /// `tests/bench/mix.c`.
     Mix,
 }
@@ -23,20 +27,29 @@ pub enum Program {
 const SOURCES: &str = "tests/bench";
 
 impl Program {
-    const ALL: [Self; 3] = [Self::Tight, Self::TightWithSymbols, Self::Mix];
+    const ALL: [Self; 5] = [
+        Self::Tight,
+        Self::TightWithoutFramePointers,
+        Self::TightWithSymbols,
+        Self::TightWithRows,
+        Self::Mix,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Tight => "tight",
+            Self::TightWithoutFramePointers => "tight-no-fp",
             Self::TightWithSymbols => "tight-symbols",
+            Self::TightWithRows => "tight-rows",
             Self::Mix => "mix",
         }
     }
 
     const fn sources(self) -> &'static [&'static str] {
         match self {
-            Self::Tight => &["tight.c"],
+            Self::Tight | Self::TightWithoutFramePointers => &["tight.c"],
             Self::TightWithSymbols => &["tight.c", "symbols.s"],
+            Self::TightWithRows => &["tight.c", "rows.s"],
             Self::Mix => &["mix.c"],
         }
     }
@@ -73,7 +86,11 @@ pub fn build() -> Result<()> {
         let mut compiler = Command::new("gcc");
         compiler
             .args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-pthread"])
-            .args(["-fno-omit-frame-pointer", "-fno-optimize-sibling-calls"]);
+            .arg("-fno-optimize-sibling-calls")
+            .arg(match program {
+                Program::TightWithoutFramePointers => "-fomit-frame-pointer",
+                _ => "-fno-omit-frame-pointer",
+            });
         if program == Program::TightWithSymbols {
             // Into both tables, of symbols and of dynamic symbols.
             compiler.arg("-rdynamic");

@@ -149,7 +149,7 @@ fn range(series: &Series) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::workload::{BUSY, IDLE};
+    use super::super::workload::{IDLE, TIGHT};
     use super::*;
 
     #[test]
@@ -159,11 +159,11 @@ mod tests {
             (Subject::Untraced, [10.0, 11.0, 500.0]),
             (Subject::Leaktrace, [2000.0, 2200.0, 2300.0]),
         ] {
-            results.row(&BUSY[0], subject).ns.extend(values);
+            results.row(&TIGHT, subject).ns.extend(values);
         }
         let ratio = |workload, subject| results.ratio(workload, subject, Subject::Untraced);
-        assert_eq!(ratio(&BUSY[0], Subject::Leaktrace), Some(200.0));
-        assert_eq!(ratio(&BUSY[0], Subject::Floor), None);
+        assert_eq!(ratio(&TIGHT, Subject::Leaktrace), Some(200.0));
+        assert_eq!(ratio(&TIGHT, Subject::Floor), None);
         assert_eq!(ratio(&IDLE, Subject::Leaktrace), None);
     }
 

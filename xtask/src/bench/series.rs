@@ -25,6 +25,11 @@ impl Series {
         Some(sorted[sorted.len() / 2 - 1].midpoint(upper))
     }
 
+    /// The median, or 0 without measurements.
+    pub fn median_or_zero(&self) -> f64 {
+        self.median().unwrap_or_default()
+    }
+
     pub fn min(&self) -> Option<f64> {
         self.0.iter().copied().reduce(f64::min)
     }

@@ -152,7 +152,7 @@ impl Tracer {
             peak_rss = proc::peak_rss(self.pid()).unwrap_or(0).max(peak_rss);
             if let Some(status) = self.child.try_wait().context("cannot wait for a tracer")? {
                 if !status.success() {
-                    bail!("a tracer failed ({status})");
+                    bail!("a tracer failed ({status}); {}", self.lines.last());
                 }
                 return Ok((since.elapsed(), peak_rss));
             }

@@ -27,16 +27,28 @@ pub enum Pace {
 /// pairs a block make most of the blocks known to a tracer that comes later.
 const MIX_WARM_UP: u64 = 300_000;
 
-/// Loads that compare tracers.
-pub const BUSY: [Workload; 3] = [
-    Workload {
-        name: "tight pair, 4 frames",
-        program: Program::Tight,
-        arguments: &[],
-        pace: Pace::Busy {
-            warm_up_pairs: 20_000,
-        },
+/// The most that tracing can slow down.
+pub const TIGHT: Workload = Workload {
+    name: "tight pair, 4 frames",
+    program: Program::Tight,
+    arguments: &[],
+    pace: Pace::Busy {
+        warm_up_pairs: 20_000,
     },
+};
+
+/// The same as compilers make it unless told otherwise, and called from deeper.
+pub const TIGHT_WITHOUT_FRAME_POINTERS: Workload = Workload {
+    name: "tight pair, 10 frames, no frame pointers",
+    program: Program::TightWithoutFramePointers,
+    arguments: &["10"],
+    ..TIGHT
+};
+
+/// Loads that compare tracers.
+pub const BUSY: [Workload; 4] = [
+    TIGHT,
+    TIGHT_WITHOUT_FRAME_POINTERS,
     Workload {
         name: "mix, 1 thread",
         program: Program::Mix,
