@@ -10,6 +10,12 @@ use crate::walk::MAX_SEGMENTS;
 
 /// How many walks are remembered; a power of two.
 pub const REMEMBERED_WALKS: u32 = 4096;
+/// How many hints there are; a power of two.
+pub const HINTS: u32 = 4096;
+/// How many return addresses above the first choose the place of a walk: of a
+/// function that allocates for its callers, like `operator new`, the first is
+/// always the same.
+pub const HINTED_CALLERS: usize = 2;
 /// Most words of the stack that a remembered walk may depend on; a power of two.
 pub const MAX_WORDS: usize = 64;
 
@@ -59,3 +65,4 @@ pub struct RememberedWalk {
 const _: () = assert!(size_of::<Word>() == 16);
 const _: () = assert!(size_of::<RememberedWalk>() == 96 + 16 * MAX_WORDS);
 const _: () = assert!(REMEMBERED_WALKS.is_power_of_two() && MAX_WORDS.is_power_of_two());
+const _: () = assert!(HINTS.is_power_of_two());

@@ -2,7 +2,10 @@
 //! the verifier takes whatever it loads for unknown and so finds the same state
 //! at each frame.
 
-use crate::unwind::{FileRecord, Mapping, NO_FILE};
+use crate::{
+    remembered::HINTED_CALLERS,
+    unwind::{FileRecord, Mapping, NO_FILE},
+};
 
 /// How much of the stack one copy for a remembered walk takes, in words of 8
 /// bytes; a power of two.
@@ -82,6 +85,8 @@ pub struct Walk {
     pub segment_before: u32,
     /// The segment that the word just noted is in.
     pub segment: u32,
+    /// Numbers of the hints by which the walk's place was chosen.
+    pub hints: [u32; HINTED_CALLERS],
     /// Where on the stack the window's first word is from.
     pub window_start: u64,
     /// How many bytes of the window are valid.
@@ -130,11 +135,12 @@ impl Walk {
         last_segment: 0,
         segment_before: 0,
         segment: 0,
+        hints: [0; HINTED_CALLERS],
         window_start: 0,
         window_size: 0,
         window: [0; WINDOW_WORDS],
     };
 }
 
-const _: () = assert!(size_of::<Walk>() == 176 + 8 * WINDOW_WORDS);
+const _: () = assert!(size_of::<Walk>() == 184 + 8 * WINDOW_WORDS);
 const _: () = assert!(WINDOW_WORDS.is_power_of_two());

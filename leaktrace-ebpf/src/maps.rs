@@ -10,7 +10,7 @@ use leaktrace_common::{
     counter::CounterBlock,
     in_flight::InFlight,
     live::{Bucket, LiveKey, LiveValue},
-    remembered::{REMEMBERED_WALKS, RememberedWalk},
+    remembered::{HINTS, REMEMBERED_WALKS, RememberedWalk},
     stack::{StackRecord, StackSums},
     unwind::{Chunk, FileRecord, MAX_FILES, MAX_RULES, MappingTable, Page, Rule},
 };
@@ -86,6 +86,11 @@ pub static FILE_NUMBERS: HashMap<u64, u32> = HashMap::with_max_entries(MAX_FILES
 /// written.
 #[map]
 pub static MAPPINGS: Array<MappingTable> = Array::with_max_entries(2, BPF_F_MMAPABLE);
+
+/// In which word of a stack's first segment a return address is, by the return
+/// addresses below it: as far as is known, to choose from [`WALKS`].
+#[map]
+pub static CALLER_HINTS: Array<u32> = Array::with_max_entries(HINTS, 0);
 
 /// Walks that need not be made again.
 #[map]

@@ -6,13 +6,13 @@
 //! what it found only if the number is even and the same afterwards.
 
 use leaktrace_common::{
-    remembered::{MAX_WORDS, REMEMBERED_WALKS, RememberedWalk, Word},
+    remembered::{HINTED_CALLERS, HINTS, MAX_WORDS, REMEMBERED_WALKS, RememberedWalk, Word},
     walk::{IN_REGISTER, MAX_SEGMENTS, NOTED, SEGMENT_BYTES, SEGMENT_WORDS, WINDOW_WORDS, flag},
 };
 
 use crate::{
     exchange::exchange,
-    maps::WALKS,
+    maps::{CALLER_HINTS, WALKS},
     stack_hash::StackHash,
     walk::{Start, Walker, get, set},
 };
@@ -21,13 +21,32 @@ use crate::{
 const RELATIVE: i32 = -1;
 const ABSOLUTE: i32 = 0;
 
-/// The place of a call's walk: by where it returns to, and where on the stack it
-/// is. After [`Walker::begin`].
+/// The place of a call's walk: by where on the stack it is, where it returns to,
+/// and where its callers do, as far as hints tell. Any place is right, since all
+/// that decides a walk is compared. After [`Walker::begin`].
 #[inline(always)]
 pub fn number(walker: Walker, start: Start) -> u32 {
     let mut hash = StackHash::SEED;
     hash.mix(start.ip ^ start.stack_pointer << 48);
     hash.mix(walker.top());
+    let mut caller = 0;
+    while caller < HINTED_CALLERS {
+        let number = (hash.0[0] >> 32) as u32 & (HINTS - 1);
+        // SAFETY: the record is a value of a map.
+        unsafe { walker.hint(caller).write_volatile(number) };
+        if let Some(hint) = CALLER_HINTS.get_ptr(number) {
+            // SAFETY: values of maps; the index is masked.
+            let word = unsafe {
+                let index = hint.read_volatile() as usize & (SEGMENT_WORDS - 1);
+                (&raw const (*walker.0).window)
+                    .cast::<u64>()
+                    .add(index)
+                    .read_volatile()
+            };
+            hash.mix(word);
+        }
+        caller += 1;
+    }
     (hash.0[0] >> 32) as u32 & (REMEMBERED_WALKS - 1)
 }
 
@@ -166,6 +185,34 @@ impl Walker {
     #[inline(always)]
     pub fn do_not_remember(self) {
         set!(self, words, u32::MAX);
+    }
+
+    /// Notes where the return address of the frame just visited is, for those who
+    /// come after: callers of the first frame only, and only in the first segment.
+    #[inline(always)]
+    pub fn hint_at(self, flags: u32, place: u64) {
+        let caller = get!(self, depth).wrapping_sub(2) as usize;
+        let offset = place.wrapping_sub(get!(self, base));
+        if flags & flag::REMEMBER == 0 || caller >= HINTED_CALLERS || offset >= SEGMENT_BYTES {
+            return;
+        }
+        // SAFETY: the record is a value of a map.
+        let number = unsafe { self.hint(caller).read_volatile() };
+        if let Some(hint) = CALLER_HINTS.get_ptr_mut(number & (HINTS - 1)) {
+            // SAFETY: a value of the map; others may write it too, as it is.
+            unsafe { hint.write_volatile((offset / 8) as u32) };
+        }
+    }
+
+    /// Where the number of a caller's hint is kept.
+    #[inline(always)]
+    fn hint(self, caller: usize) -> *mut u32 {
+        // SAFETY: inside the record: callers are masked.
+        unsafe {
+            (&raw mut (*self.0).hints)
+                .cast::<u32>()
+                .add(caller & (HINTED_CALLERS - 1))
+        }
     }
 
     /// Notes that the walk depends on a pointer into the stack.

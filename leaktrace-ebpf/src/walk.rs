@@ -258,6 +258,7 @@ impl Walker {
             return ended(StackEnd::Unreadable);
         };
         self.note_value(flags, place, ip);
+        self.hint_at(flags, place);
         if ip == 0 {
             return reached_end(flags, StackEnd::ChainEnd);
         }
