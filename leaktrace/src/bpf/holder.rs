@@ -28,7 +28,10 @@ use super::{
     uprobe_multi::{self, MultiProbe},
     uprobe_perf::{self, Tie},
 };
-use crate::companion::{Channel, Service};
+use crate::{
+    companion::{Channel, Service},
+    host::priority,
+};
 
 /// The companion that this is.
 pub const SERVICE: Service = Service {
@@ -172,6 +175,9 @@ impl Drop for Holder {
 /// # Errors
 /// When stdin is no such line, or breaks.
 pub fn run() -> io::Result<()> {
+    // It has leaktrace's, which is killed first; the next one would be this, just
+    // while it takes the probes out. Before it ceases to own what is in /proc.
+    priority::die_last();
     SERVICE.begin();
     let mut channel = Channel::of_stdin()?;
     let mut held = Vec::new();

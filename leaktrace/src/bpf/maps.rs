@@ -1,7 +1,11 @@
 //! The maps of a loaded object, as the rest of the program reads them. Shared
 //! between threads: reading needs no lock, the kernel has its own.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
@@ -132,16 +136,26 @@ impl Maps {
     /// as long as it is kept open. Nothing where they can't ask.
     ///
     /// # Errors
-    /// When there are too many.
-    pub fn publish_file_number(&self, file: &Mmap, number: u32) -> std::io::Result<()> {
+    /// When there are too many, or leaktrace's own mappings never stand still.
+    pub fn publish_file_number(&self, file: &Mmap, number: u32) -> io::Result<()> {
+        const TRIES: u32 = 1000;
         let Some(program) = &self.learn_file else {
             return Ok(());
         };
         let arguments = [file.as_ptr() as u64, number.into()];
-        match syscall::run_raw_tracepoint(program.as_fd(), &arguments)? {
-            0 => Ok(()),
-            error => Err(std::io::Error::from_raw_os_error(error.wrapping_neg())),
+        for _ in 0..TRIES {
+            let result = syscall::run_raw_tracepoint(program.as_fd(), &arguments)?;
+            if result == 0 {
+                return Ok(());
+            }
+            let error = io::Error::from_raw_os_error(result.wrapping_neg());
+            if error.kind() != io::ErrorKind::ResourceBusy {
+                return Err(error);
+            }
+            // Another thread is just changing leaktrace's mappings.
+            thread::yield_now();
         }
+        Err(io::ErrorKind::ResourceBusy.into())
     }
 
     pub(super) fn set(&self) -> &MapSet {

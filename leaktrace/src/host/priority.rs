@@ -25,6 +25,8 @@ pub(crate) const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 const NICENESS: i32 = 10;
 /// leaktrace's `oom_score_adj` while it traces.
 const OOM_SCORE: i32 = 1000;
+/// The `oom_score_adj` of what is never killed.
+const OOM_SCORE_LAST: i32 = -1000;
 
 /// Threads that do not give way.
 static KEEPING_UP: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
@@ -47,6 +49,17 @@ impl Priority {
 /// leaktrace runs get [`Priority::current`] of before back.
 pub fn die_first() {
     let _ = fs::write(OOM_SCORE_ADJ, OOM_SCORE.to_string());
+}
+
+/// Makes this process the last choice when memory is short, as far as the kernel
+/// allows that: one that takes little, and that must not be killed in the middle.
+pub fn die_last() {
+    // Without CAP_SYS_RESOURCE, at most what was raised can be taken back.
+    for score in [OOM_SCORE_LAST, 0] {
+        if fs::write(OOM_SCORE_ADJ, score.to_string()).is_ok() {
+            return;
+        }
+    }
 }
 
 /// Makes leaktrace nicer (10, if it is not nicer already); as for [`die_first`],

@@ -140,7 +140,8 @@ impl Publisher {
             return false;
         };
         let mappings = self.numbered(&mappings, &files);
-        if unloads == self.unloads {
+        // What is unloaded while they are read may be replaced there already.
+        if unloads == self.unloads && unloads == self.maps.control().unloads() {
             self.doubt_replaced(&mappings);
         }
         let missing = self.assign_prepared();
