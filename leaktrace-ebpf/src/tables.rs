@@ -69,8 +69,14 @@ pub fn locate<const ASKS: bool>(walker: Walker, address: u64) -> bool {
     }
     set!(walker, mapping, mapping);
     let file = match FILES.get_ptr(mapping.file) {
-        // SAFETY: a value of the map.
-        Some(file) => unsafe { file.read_volatile() },
+        // SAFETY: a value of the map. What is written last is read first.
+        Some(file) => unsafe {
+            let page_count = (&raw const (*file).page_count).read_volatile();
+            FileRecord {
+                page_count,
+                ..file.read_volatile()
+            }
+        },
         None => NO_INFORMATION,
     };
     set!(walker, file, file);

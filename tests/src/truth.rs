@@ -43,6 +43,8 @@ pub struct Traced {
     pub truth: Stacks,
     /// What leaktrace has seen, by how the stacks ended.
     pub seen: BTreeMap<String, Stacks>,
+    /// How many allocations that did not come through the library.
+    pub strays: u64,
 }
 
 /// Starts a program with the library preloaded, attaches, has it carry out the
@@ -58,9 +60,12 @@ pub fn traced(start: Start, options: &[&str], commands: &[&str]) -> Result<Trace
     witness.tell(commands)?;
     let report = tracer.report()?;
     features::check(&report)?;
+    let seen = seen(&report);
+    let compared: u64 = seen.values().flat_map(HashMap::values).sum();
     Ok(Traced {
         truth: witness.finish()?,
-        seen: seen(&report),
+        strays: report.totals.alloc_blocks.saturating_sub(compared),
+        seen,
         report,
     })
 }
@@ -234,6 +239,12 @@ impl Traced {
             }
         }
         ensure!(result.all > 0, "nothing was seen");
+        ensure!(
+            self.strays * 1000 <= result.all,
+            "{} of {} stacks have not even the library that takes the truth",
+            self.strays,
+            result.all
+        );
         Ok(result)
     }
 }

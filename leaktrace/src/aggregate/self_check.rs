@@ -146,11 +146,10 @@ mod tests {
         bytes[0x40..0x49].copy_from_slice(&SIGNAL_RETURN);
         let mut file: File = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
-        CallCheck::new(Arc::new(Mutex::new(CodeFiles::of(CodeFile {
-            path: "/code".into(),
-            image: Some(Image::Own(Arc::new(file))),
-            is_doubtful: false,
-        }))))
+        CallCheck::new(Arc::new(Mutex::new(CodeFiles::of(CodeFile::new(
+            "/code".into(),
+            Some(Image::Own(Arc::new(file))),
+        )))))
     }
 
     const PROBED: FrameWord = FrameWord::in_file(1, 0x33);

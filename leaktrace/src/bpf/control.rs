@@ -5,7 +5,7 @@ use std::{os::fd::AsFd, ptr::NonNull};
 
 use anyhow::{Context as _, Result};
 use leaktrace_common::{
-    control::{Control, Mappings, UNKNOWN_TRAMPOLINE},
+    control::{Control, Mappings, UNKNOWN_TRAMPOLINE, loader},
     walk::flag,
 };
 use rustix::{
@@ -118,6 +118,13 @@ impl ControlPage {
     /// Changes when the target's loader may have removed code.
     pub fn unloads(&self) -> u32 {
         self.load(field!(unloads))
+    }
+
+    /// Whether the target's loader is just removing code that is mapped still, or was a
+    /// moment ago.
+    pub fn is_unloading(&self) -> bool {
+        self.load(field!(loader_state_distance)) != 0
+            && self.load(field!(loader_state)) == loader::DELETE
     }
 
     /// From the function that the loader calls for debuggers to where it says what

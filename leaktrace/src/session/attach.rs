@@ -64,7 +64,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
     } else {
         Scope::Process(process.pid())
     };
-    workbench.watch_loader(&plan, scope)?;
+    workbench.watch_loader(&plan, process.pid(), scope)?;
     // While calls are counted, tables are published.
     let followed = unwinding::Subject {
         process: Arc::new(process),

@@ -76,7 +76,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     }
     progress.phase("attaching");
     let scope = Scope::Process(child.pid());
-    workbench.watch_loader(&plan, scope)?;
+    workbench.watch_loader(&plan, child.pid(), scope)?;
     let live = workbench.switch_on(&plan, child.pid(), scope, &[], 1, options)?;
     let code = Arc::default();
     let unwinding = Unwinding::start(tables, workbench.tracer.maps(), &code, &files)?;

@@ -147,12 +147,12 @@ impl Workbench {
     ///
     /// # Errors
     /// When the probe can't be set.
-    pub fn watch_loader(&mut self, plan: &Plan, scope: Scope) -> Result<()> {
-        let distance = plan.loader_state_distance;
-        self.tracer
-            .maps()
-            .control()
-            .set_loader_state_distance(distance);
+    pub fn watch_loader(&mut self, plan: &Plan, pid: u32, scope: Scope) -> Result<()> {
+        let maps = self.tracer.maps();
+        let id = ProcessId::of(pid).context("reading the process's PID namespace")?;
+        maps.control().set_target(id, scope == Scope::Everyone);
+        maps.control()
+            .set_loader_state_distance(plan.loader_state_distance);
         let kind = self.calibration.link_kind;
         let probes = self
             .tracer

@@ -37,10 +37,18 @@ pub struct CodeFile {
     pub path: Arc<str>,
     /// The image; `None` when it could not be opened.
     pub image: Option<Image>,
-    /// Something else was mapped in its place, and nobody told when: frames in it
-    /// may have been in that.
+    /// Something else was mapped in its place, or it was changed, and nobody told
+    /// when: frames in it may have been in that.
     pub is_doubtful: bool,
+    /// The version of the image.
+    version: Option<Version>,
 }
+
+/// When a file was written to, and its size: others when it is changed in place.
+type Version = (u64, i64, i64);
+
+/// A file that is written to all the time is not followed any further.
+const MOST_VERSIONS: usize = 16;
 
 /// All files met so far. None is ever forgotten: stacks captured while a file was
 /// mapped may be looked at long after.
@@ -73,6 +81,19 @@ impl FileNumber {
     }
 }
 
+impl CodeFile {
+    /// A file as it is now.
+    #[must_use]
+    pub fn new(path: Arc<str>, image: Option<Image>) -> Self {
+        Self {
+            path,
+            version: image.as_ref().and_then(Image::version),
+            image,
+            is_doubtful: false,
+        }
+    }
+}
+
 impl Image {
     /// The open file.
     #[must_use]
@@ -81,6 +102,11 @@ impl Image {
             Self::Mapped(mapped) => mapped.file(),
             Self::Own(file) => file,
         }
+    }
+
+    fn version(&self) -> Option<Version> {
+        let metadata = self.file().metadata().ok()?;
+        Some((metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
     }
 }
 
@@ -132,26 +158,40 @@ impl CodeFiles {
     fn number_of(&mut self, key: FileKey, opened: impl FnOnce() -> Option<Image>) -> FileNumber {
         if let Some(number) = self.numbers.get(&key) {
             // It may be that only now it could be opened.
-            if let Some(file) = number.index().and_then(|index| self.files.get_mut(index))
-                && file.image.is_none()
-            {
+            let Some(file) = number.index().and_then(|index| self.files.get_mut(index)) else {
+                return *number;
+            };
+            if file.image.is_none() {
                 file.image = opened();
+                file.version = file.image.as_ref().and_then(Image::version);
             }
-            return *number;
+            if file.image.as_ref().and_then(Image::version) == file.version {
+                return *number;
+            }
+            // Stacks that were seen through it may have gone by either.
+            file.is_doubtful = true;
+            let image = file.image.clone();
+            let versions = self.files.iter().filter(|it| *it.path == *key.path);
+            if versions.count() >= MOST_VERSIONS {
+                return *number;
+            }
+            return self.add(key, image);
         }
         let image = opened();
         if let Some(number) = self.same(&key.path, image.as_ref()) {
             self.numbers.insert(key, number);
             return number;
         }
+        self.add(key, image)
+    }
+
+    /// Gives a file a number of its own.
+    fn add(&mut self, key: FileKey, image: Option<Image>) -> FileNumber {
         let Ok(number) = u16::try_from(self.files.len() + 1) else {
             return FileNumber::NONE;
         };
-        self.files.push(CodeFile {
-            path: key.path.to_string_lossy().into(),
-            image,
-            is_doubtful: false,
-        });
+        let path = key.path.to_string_lossy();
+        self.files.push(CodeFile::new(path.into(), image));
         self.numbers.insert(key, FileNumber(number));
         FileNumber(number)
     }
@@ -278,6 +318,29 @@ mod tests {
         assert!(!files.get(number).unwrap().is_doubtful);
         files.doubt(number);
         assert!(files.get(number).unwrap().is_doubtful);
+    }
+
+    #[test]
+    fn a_file_that_is_changed_in_place_is_another_and_the_first_is_doubted() {
+        let temporary = tempfile::NamedTempFile::new().unwrap();
+        let file = Arc::new(MappedFile::open_path(temporary.path()).unwrap());
+        let mut files = CodeFiles::default();
+        let first = files.number_expected(&file);
+        assert_eq!(files.number_expected(&file), first);
+        for change in 1.. {
+            std::fs::write(temporary.path(), vec![0; change]).unwrap();
+            let number = files.number_expected(&file);
+            assert!(files.get(first).unwrap().is_doubtful);
+            if number.0 == MOST_VERSIONS as u16 {
+                break;
+            }
+            assert_eq!(usize::from(number.0), change + 1);
+            assert!(!files.get(number).unwrap().is_doubtful);
+        }
+        std::fs::write(temporary.path(), "").unwrap();
+        let last = files.number_expected(&file);
+        assert_eq!(usize::from(last.0), MOST_VERSIONS);
+        assert!(files.get(last).unwrap().is_doubtful);
     }
 
     #[test]

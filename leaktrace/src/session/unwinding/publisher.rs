@@ -26,6 +26,14 @@ use crate::{
     unwind::{self, Cache, CompileError, FileTable, UnwindMode, tables::Tables},
 };
 
+/// The record of a file of which there is no table.
+const WITHOUT_TABLE: FileRecord = FileRecord {
+    pages: 0,
+    first_page: 0,
+    page_count: 0,
+    flags: IS_EXAMINED,
+};
+
 /// What the thread has.
 pub(super) struct Publisher {
     maps: Arc<Maps>,
@@ -38,6 +46,8 @@ pub(super) struct Publisher {
     prepared: HashMap<Key, FileRecord>,
     /// Files whose tables are published, or that have none.
     known: HashSet<FileNumber>,
+    /// Files that could not be opened.
+    unopened: HashSet<FileNumber>,
     /// Files whose numbers are published.
     numbered: HashSet<FileNumber>,
     published: Vec<Mapping>,
@@ -66,6 +76,7 @@ impl Publisher {
             tables,
             prepared: HashMap::new(),
             known: HashSet::new(),
+            unopened: HashSet::new(),
             numbered: HashSet::new(),
             published: Vec::new(),
             unloads: 0,
@@ -90,7 +101,7 @@ impl Publisher {
         for file in expected {
             lock(&self.code).number_expected(file);
         }
-        let missing = self.assign_prepared();
+        let (missing, _) = self.assign_prepared();
         self.make(missing);
         self.publish_numbers();
         // Nobody may be waiting.
@@ -134,7 +145,8 @@ impl Publisher {
     /// before.
     fn follow(&mut self, subject: &Subject) -> bool {
         // Before they are read: what is unloaded meanwhile makes them outdated.
-        let unloads = self.maps.control().unloads();
+        let mut unloads = self.maps.control().unloads();
+        let is_unloading = self.maps.control().is_unloading();
         let now = lock(&subject.mappings).mapped_now(&subject.process);
         let Some((mappings, files)) = now else {
             return false;
@@ -144,8 +156,17 @@ impl Publisher {
         if unloads == self.unloads && unloads == self.maps.control().unloads() {
             self.doubt_replaced(&mappings);
         }
-        let missing = self.assign_prepared();
-        if mappings == self.published && missing.is_empty() && unloads == self.unloads {
+        if is_unloading {
+            // What goes is there still, but not for long: nothing is trusted until
+            // the loader has told that it is done.
+            unloads = unloads.wrapping_sub(1);
+        }
+        let (missing, are_assigned) = self.assign_prepared();
+        if mappings == self.published
+            && missing.is_empty()
+            && !are_assigned
+            && unloads == self.unloads
+        {
             return false;
         }
         if mappings.len() > MAX_MAPPINGS {
@@ -205,24 +226,35 @@ impl Publisher {
             .collect()
     }
 
-    /// Publishes the tables of new files as far as they are prepared; the others.
-    fn assign_prepared(&mut self) -> Vec<(FileNumber, Wanted)> {
-        let mut missing = Vec::new();
+    /// Publishes the tables of new files as far as they are prepared; the others,
+    /// and whether there were any.
+    fn assign_prepared(&mut self) -> (Vec<(FileNumber, Wanted)>, bool) {
+        let (mut missing, mut are_assigned) = (Vec::new(), false);
         if self.mode == UnwindMode::FramePointers {
-            return missing;
+            return (missing, false);
         }
         for (number, file) in lock(&self.code).iter() {
-            // A file may be opened later than it was met.
-            let Some(image) = &file.image else { continue };
+            let Some(image) = &file.image else {
+                // It may be opened later than it was met.
+                if self.unopened.insert(number) {
+                    let unwind = self.maps.unwind();
+                    unwind.write_file(number.0.into(), WITHOUT_TABLE);
+                }
+                continue;
+            };
             if !self.known.insert(number) {
                 continue;
             }
-            match self.prepared.get(&key(image)) {
-                Some(record) => self.maps.unwind().write_file(number.0.into(), *record),
+            // Once: a file that is changed has the same key and another number.
+            match self.prepared.remove(&key(image)) {
+                Some(record) => {
+                    self.maps.unwind().write_file(number.0.into(), record);
+                    are_assigned = true;
+                }
                 None => missing.push((number, Wanted(image.clone()))),
             }
         }
-        missing
+        (missing, are_assigned)
     }
 
     /// Makes and publishes the tables of files.
@@ -241,12 +273,6 @@ impl Publisher {
     fn place(&mut self, table: Result<FileTable, CompileError>) -> FileRecord {
         // Stacks that end in a file without a table name it, and `doctor` says
         // why.
-        const WITHOUT_TABLE: FileRecord = FileRecord {
-            pages: 0,
-            first_page: 0,
-            page_count: 0,
-            flags: IS_EXAMINED,
-        };
         let Ok(table) = table else {
             return WITHOUT_TABLE;
         };

@@ -8,11 +8,7 @@ use super::*;
 
 /// A symbolizer of one file, whose number is 1.
 fn of_file(file: File, options: Options) -> Symbolizer {
-    let file = CodeFile {
-        path: "/broken".into(),
-        image: Some(Image::Own(Arc::new(file))),
-        is_doubtful: false,
-    };
+    let file = CodeFile::new("/broken".into(), Some(Image::Own(Arc::new(file))));
     Symbolizer::new(options, Arc::new(Mutex::new(CodeFiles::of(file))))
 }
 
