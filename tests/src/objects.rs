@@ -103,7 +103,10 @@ pub fn expect_gone(objects: &[Object]) -> Result<()> {
         if left.is_empty() {
             return Ok(());
         }
-        ensure!(Instant::now() < deadline, "left behind: {left:?}");
+        if Instant::now() >= deadline {
+            let names: Vec<String> = left.iter().map(|object| named(*object)).collect();
+            bail!("left behind: {names:?}");
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -133,6 +136,38 @@ pub fn all() -> Result<Vec<Object>> {
     }
     objects.sort_unstable();
     Ok(objects)
+}
+
+/// An object with its name if it is a map: which one it is of several is of
+/// interest when it is left behind.
+#[must_use]
+pub fn named(object: Object) -> String {
+    let name = match object.0 {
+        Kind::Map => map_name(object).ok().flatten(),
+        Kind::Program | Kind::Link => None,
+    };
+    format!("{object:?} {}", name.unwrap_or_default())
+}
+
+fn map_name(object: Object) -> Result<Option<String>> {
+    /// Words of `struct bpf_map_info` up to `name`, and those that it takes.
+    const BEFORE: usize = 6;
+    const NAME: usize = 4;
+    let Some(descriptor) = open(object)? else {
+        return Ok(None);
+    };
+    let mut info = [0_u32; BEFORE + NAME];
+    let address = info.as_mut_ptr() as u64;
+    let (low, high) = (address as u32, (address >> 32) as u32);
+    let length = u32::try_from(size_of_val(&info))?;
+    let mut attributes = [u32::try_from(descriptor.as_raw_fd())?, length, low, high];
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    let bytes: Vec<u8> = info[BEFORE..]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(Some(String::from_utf8_lossy(name).into_owned()))
 }
 
 /// What the kernel says of a program.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use crate::fixture::Fixture;
+use crate::{fixture::Fixture, suite::is_emulated};
 
 /// The share of its speed that a target must regain.
 const REGAINED: f64 = 0.95;
@@ -27,6 +27,10 @@ pub fn expect_regained(fixture: &mut Fixture, before: u64) -> Result<f64> {
         std::thread::sleep(Duration::from_millis(200));
     }
     let regained = before as f64 / after as f64;
+    // Time says nothing there.
+    if is_emulated() {
+        return Ok(regained);
+    }
     println!("{before} fs a pair before, {after} fs after ({regained:.3})");
     ensure!(
         regained >= REGAINED,

@@ -112,7 +112,7 @@ fn left_behind(before: &[Object]) -> Result<Vec<String>> {
     }
     let mut left: Vec<String> = left
         .into_iter()
-        .map(|(kind, id)| format!("BPF {kind:?} {id}").to_lowercase())
+        .map(|object| format!("BPF {}", objects::named(object)))
         .collect();
     let events = "/sys/kernel/tracing/uprobe_events";
     let events = fs::read_to_string(events).with_context(|| format!("reading {events}"))?;
