@@ -43,6 +43,10 @@ fn one_output_that_fails_does_not_prevent_others() {
         destination("txt", &directory.path().join("missing/a.txt")),
         destination("svg", &good),
     ];
+    let error = Outputs::check(&chosen, None).unwrap_err().to_string();
+    assert!(error.contains("missing/a.txt: No such file"), "{error}");
+    assert_eq!(Outputs::check(&chosen[2..], None), Ok(()));
+    assert!(!good.exists());
     let mut outputs = Outputs::chosen(chosen, None);
     assert!(!outputs.use_stdout());
     let results: Vec<_> = outputs

@@ -33,6 +33,7 @@ fn targets() -> Vec<Case> {
         case("a_zombie", ROOT, zombie),
         case("a_32_bit_process", &[Need::Tracing, Need::C32], bits_32),
         case("a_static_program", C, static_program),
+        case("an_output_that_can_not_be_written", C, no_output),
         case("no_process_of_that_name", ROOT, no_such_name),
         case("several_processes_of_that_name", C, several_names),
         case("one_process_of_that_name_is_traced", C, one_name),
@@ -254,6 +255,26 @@ fn bits_32() -> Result<()> {
             program.display()
         ),
     )
+}
+
+/// It is said before anything is traced.
+fn no_output() -> Result<()> {
+    let fixture = Fixture::start("sleeper", &[])?;
+    let pid = fixture.pid().to_string();
+    let output = ["-o", "/nonexistent/heap.json"];
+    let arguments = [&["attach", &pid], &output[..]].concat();
+    let text =
+        "cannot write /nonexistent/heap.json: No such file or directory; make its directory first";
+    fails(&tracer::Start::bare(&arguments)?.ended()?, text)?;
+    let arguments = [&["run"], &output[..], &["--", "/bin/true"]].concat();
+    let ended = tracer::Start::bare(&arguments)?.ended()?;
+    ended.expect_status(125)?;
+    ensure!(
+        ended.stderr.iter().any(|line| line.ends_with(text)),
+        "{:?}",
+        ended.stderr
+    );
+    Ok(())
 }
 
 fn static_program() -> Result<()> {

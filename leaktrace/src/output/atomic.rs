@@ -58,12 +58,8 @@ pub fn write(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<(), Writ
             let Some(name) = path.file_name() else {
                 return Err(WriteError::because(&path, A_DIRECTORY));
             };
-            let parent = match path.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let directory = open(parent, flags, Mode::empty()).map_err(fail)?;
+            let directory = open(parent_of(&path), flags, Mode::empty()).map_err(fail)?;
             write_at(directory.as_fd(), name, bytes, owner).map_err(fail)
         }
         Plan::Into(path, flags) => write_into(&path, flags, bytes)
@@ -73,6 +69,40 @@ pub fn write(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<(), Writ
                 Errno::NXIO => WriteError::because(&path, "nobody reads this pipe"),
                 _ => WriteError::new(&path, errno),
             }),
+    }
+}
+
+/// Whether [`write`] could write there now, as far as can be told without leaving
+/// anything.
+///
+/// # Errors
+/// Those of [`write`] that are certain.
+pub fn check(path: &Path, owner: Option<Owner>) -> Result<(), WriteError> {
+    if path.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(WriteError::because(path, A_DIRECTORY));
+    }
+    match plan(path, owner)? {
+        Plan::Replace(path) => {
+            check_directory(parent_of(&path)).map_err(|errno| WriteError::new(&path, errno))
+        }
+        Plan::Into(..) => Ok(()),
+    }
+}
+
+/// Whether files can be made in a directory; some file systems only tell when
+/// one is made.
+pub(super) fn check_directory(directory: &Path) -> Result<(), Errno> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    match open(directory, flags, FILE_MODE) {
+        Ok(_) | Err(Errno::OPNOTSUPP | Errno::ISDIR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 

@@ -98,6 +98,26 @@ impl Outputs {
         }
     }
 
+    /// Whether these can be written, or, if there are none, a directory can be made
+    /// here: hours of tracing must not end with an error that was certain before.
+    ///
+    /// # Errors
+    /// The first that can't.
+    pub fn check(destinations: &[Destination], owner: Option<Owner>) -> Result<(), WriteError> {
+        for destination in destinations {
+            if let Target::File(path) = &destination.target {
+                atomic::check(path, owner)?;
+            }
+        }
+        if !destinations.is_empty() {
+            return Ok(());
+        }
+        atomic::check_directory(".".as_ref()).map_err(|errno| {
+            let here = std::env::current_dir().unwrap_or_else(|_| ".".into());
+            WriteError::new(&here.join("leaktrace-…"), errno)
+        })
+    }
+
     /// The directory that will be made, to tell beforehand.
     #[must_use]
     pub fn directory(&self) -> Option<&Directory> {

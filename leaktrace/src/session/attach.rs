@@ -29,6 +29,9 @@ use crate::{
 
 /// Traces a process until something ends it.
 pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
+    if !options.estimate_only {
+        start::check_outputs(options)?;
+    }
     priority::die_first();
     let runtime = start::runtime()?;
     let _guard = runtime.enter();

@@ -25,6 +25,7 @@ use crate::{
 /// Runs a command under the tracer; ends with what the command ended with.
 pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     let inherited = Inherited::capture().context("reading leaktrace's own signal settings")?;
+    start::check_outputs(options)?;
     let command = command(launch)?;
     let Some(path) = command.resolve() else {
         // The attempt says best what is wrong.

@@ -424,6 +424,17 @@ fn symbolizer(
     Symbolizer::new(options, code)
 }
 
+/// Refuses outputs that can't be written, before anything is traced.
+///
+/// # Errors
+/// When there are such.
+pub fn check_outputs(options: &TraceOptions) -> Result<()> {
+    if options.outputs.is_empty() && !options.save {
+        return Ok(());
+    }
+    Ok(Outputs::check(&options.outputs, Owner::behind_sudo())?)
+}
+
 fn outputs(options: &TraceOptions, process: &Process, started: &jiff::Zoned) -> Outputs {
     let owner = Owner::behind_sudo();
     if !options.outputs.is_empty() {
