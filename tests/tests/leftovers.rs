@@ -284,6 +284,8 @@ fn holder_is_killed() -> Result<()> {
     let ended = tracer.ended()?;
     ended.expect_status(0)?;
     let report = ended.report()?;
+    let said = "somebody killed leaktrace's process that holds the probes. The report covers";
+    ensure!(ended.stdout.contains(said), "{}", ended.stdout);
     let reason = report.end.as_ref().map(|end| end.reason.as_str());
     ensure!(reason == Some("probes_lost"), "{:?}", report.end);
     Expected::of(&[("keeps", 1000, 10)]).check(&report)?;

@@ -15,17 +15,23 @@ pub(super) fn write(report: &Report, page: &mut Page) {
     let process = name::clean(&report.process.name);
     let totals = &report.totals;
     let elapsed = quantity::duration(report.elapsed);
-    if let Some(EndReason::Overhead { cost, limit }) = report.end {
+    let why = match report.end {
+        Some(EndReason::Overhead { cost, limit }) => Some(format!(
+            "tracing took {} of {process}'s CPU (limit {})",
+            quantity::percent(cost),
+            quantity::percent(limit),
+        )),
+        Some(EndReason::ProbesLost) => {
+            Some("somebody killed leaktrace's process that holds the probes".to_owned())
+        }
+        _ => None,
+    };
+    if let Some(why) = why {
         let (from, to) = covered(report);
+        let (from, to) = (from.strftime("%T"), to.strftime("%T"));
         page.say(
             Look::Alarm,
-            format!(
-                "DETACHED after {elapsed}: tracing took {} of {process}'s CPU (limit {}). The report covers {}-{}.",
-                quantity::percent(cost),
-                quantity::percent(limit),
-                from.strftime("%T"),
-                to.strftime("%T"),
-            ),
+            format!("DETACHED after {elapsed}: {why}. The report covers {from}-{to}."),
         );
     }
     if totals.alloc_blocks == 0 {
