@@ -49,9 +49,6 @@ const A_DIRECTORY: &str = "this is a directory; name a file in it";
 /// When the kernel refuses, or the path leads to something that must not be
 /// written to. A pipe that nobody reads any more is no error.
 pub fn write(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<(), WriteError> {
-    if path.as_os_str().as_bytes().ends_with(b"/") {
-        return Err(WriteError::because(path, A_DIRECTORY));
-    }
     match plan(path, owner)? {
         Plan::Replace(path) => {
             let fail = |errno| WriteError::new(&path, errno);
@@ -78,9 +75,6 @@ pub fn write(path: &Path, bytes: &[u8], owner: Option<Owner>) -> Result<(), Writ
 /// # Errors
 /// Those of [`write`] that are certain.
 pub fn check(path: &Path, owner: Option<Owner>) -> Result<(), WriteError> {
-    if path.as_os_str().as_bytes().ends_with(b"/") {
-        return Err(WriteError::because(path, A_DIRECTORY));
-    }
     match plan(path, owner)? {
         Plan::Replace(path) => {
             check_directory(parent_of(&path)).map_err(|errno| WriteError::new(&path, errno))
@@ -116,6 +110,9 @@ enum Plan {
 }
 
 fn plan(path: &Path, owner: Option<Owner>) -> Result<Plan, WriteError> {
+    if path.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(WriteError::because(path, A_DIRECTORY));
+    }
     if is_descriptor(path) {
         // As the shell that opened it meant it, also for `3>>file`.
         return Ok(Plan::Into(path.to_owned(), OFlags::APPEND));
