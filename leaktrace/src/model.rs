@@ -1,9 +1,13 @@
 //! What a report says, as plain data: made by [`crate::aggregate`], turned into
 //! text and pictures by [`crate::report`]. Nothing here reads or writes.
 
+mod trend;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use leaktrace_common::counter::{Counter, CounterBlock, Effect};
+
+pub use trend::{Rate, Trend, Verdict};
 
 /// Everything known at one moment of a trace.
 #[derive(Clone, Debug)]
