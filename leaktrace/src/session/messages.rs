@@ -158,3 +158,14 @@ pub fn self_check(check: &SelfCheck) -> String {
     }
     text
 }
+/// The mark was set.
+pub fn marked(time: &jiff::Zoned, since_mark: bool) -> String {
+    let time = time.strftime("%T");
+    let shown = if since_mark {
+        ", and only blocks made from now on are shown"
+    } else {
+        ""
+    };
+    format!("marked at {time}: growth counts from here{shown}")
+}
+

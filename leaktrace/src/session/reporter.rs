@@ -16,7 +16,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use leaktrace_common::counter::Counter;
 
-use super::{TraceOptions, plan::Plan, progress::Progress, snapshot::Snapshot, unwinding::lock};
+use super::{
+    TraceOptions, messages,
+    observation::Observation,
+    plan::Plan,
+    progress::{Progress, say_aside},
+    snapshot::Snapshot,
+    unwinding::lock,
+};
 use crate::{
     aggregate::{Aggregator, Selection},
     bpf::Maps,
@@ -25,9 +32,9 @@ use crate::{
     probe_site::KernelAbility,
     report::{
         export::ExportOptions,
+        summary,
         table::{self, TableOptions},
     },
-    say,
     target::{Process, mapped_file::MappedFile, mapping::Device, mapping_watch::MappingWatch},
 };
 
@@ -58,6 +65,8 @@ enum Job {
     Learn(Snapshot),
     Table(Snapshot),
     Write(Snapshot),
+    /// Growth counts from here.
+    Mark(Snapshot),
     Finish(Box<Snapshot>, Edge, Vec<String>),
 }
 
@@ -71,6 +80,7 @@ pub struct Reporter {
 pub struct Workshop {
     pub common: Common,
     pub aggregator: Aggregator,
+    pub observation: Observation,
     pub maps: Arc<Maps>,
     pub process: Arc<Process>,
     pub mappings: Arc<Mutex<MappingWatch>>,
@@ -112,6 +122,11 @@ impl Reporter {
         let _ = self.jobs.send(Job::Write(snapshot));
     }
 
+    /// Sets the mark from which growth counts.
+    pub fn mark(&self, snapshot: Snapshot) {
+        let _ = self.jobs.send(Job::Mark(snapshot));
+    }
+
     /// Makes the last report and writes the outputs.
     ///
     /// # Errors
@@ -137,13 +152,20 @@ impl Workshop {
     fn run(mut self, jobs: &Receiver<Job>) -> Option<Finished> {
         while let Ok(job) = jobs.recv() {
             match job {
-                Job::Learn(snapshot) => self.learn(&snapshot),
+                Job::Learn(snapshot) => self.observe(&snapshot),
                 Job::Table(snapshot) => self.table(snapshot),
                 Job::Write(snapshot) => {
                     let report = self.report(snapshot, None);
-                    for failure in self.write(&report).1 {
-                        say!("leaktrace: {failure}");
-                    }
+                    let (written, failures) = self.write(&report);
+                    let failures = failures.iter().map(|failure| format!("leaktrace: {failure}\n"));
+                    let text = failures.collect::<String>() + summary::written(&written).trim_start();
+                    say_aside(text.trim_end().to_owned());
+                }
+                Job::Mark(snapshot) => {
+                    self.observe(&snapshot);
+                    let since_mark = self.options.since_mark;
+                    self.observation.mark(&snapshot, since_mark);
+                    say_aside(messages::marked(&snapshot.taken, since_mark));
                 }
                 Job::Finish(snapshot, disabled, notes) => {
                     self.common.trace.disabled = Some(disabled);
@@ -166,6 +188,17 @@ impl Workshop {
             }
         }
         None
+    }
+
+    /// Learns new stacks, and how everything has moved.
+    fn observe(&mut self, snapshot: &Snapshot) {
+        self.learn(snapshot);
+        let ages = match &snapshot.ages {
+            Some(_) => None,
+            None => self.observation.ages(&self.maps, snapshot.elapsed),
+        };
+        let ages = snapshot.ages.as_ref().or(ages.as_ref());
+        self.observation.see(snapshot, ages);
     }
 
     fn learn(&mut self, snapshot: &Snapshot) {
@@ -236,17 +269,23 @@ impl Workshop {
     }
 
     fn report(&mut self, mut snapshot: Snapshot, top: Option<usize>) -> Report {
-        self.learn(&snapshot);
+        self.observe(&snapshot);
         snapshot.counters.events[Counter::LateAllocator as usize] = self.late_allocators;
+        let observation = &self.observation;
+        let (ages, elapsed) = (snapshot.ages.as_ref(), snapshot.elapsed);
+        let trends = observation.trends();
         let selection = Selection {
             sort: self.options.sort,
             top,
-            growing: self.options.top,
-            elapsed: snapshot.elapsed,
+            elapsed,
+            baseline: observation.baseline(),
+            trends: &trends,
+            survival: &|stack_id, sums| {
+                let survival = |ages| observation.survival(stack_id, sums, ages, elapsed);
+                ages.map(survival).unwrap_or_default()
+            },
         };
-        let sites = self
-            .aggregator
-            .sites(&snapshot.sums, snapshot.ages.as_ref(), &selection);
+        let sites = self.aggregator.sites(&snapshot.sums, ages, &selection);
         let mut notes = self.common.notes.clone();
         notes.extend(self.aggregator.symbolizer().notes());
         Report {
@@ -267,6 +306,10 @@ impl Workshop {
             self_check: self.aggregator.self_check(),
             sites: sites.sites,
             growing: sites.growing,
+            cause: sites.cause,
+            verdicts: sites.verdicts,
+            trends: self.observation.process(),
+            mark: self.observation.marked().cloned(),
             site_count: sites.count,
             ages_known: snapshot.ages.is_some(),
             notes,

@@ -4,10 +4,7 @@
 use std::{
     os::fd::BorrowedFd,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        mpsc::{self, Receiver},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -19,8 +16,9 @@ use super::{
     brake::{Brake, CostWatch},
     calibration::{self, Calibration},
     messages,
+    observation::Observation,
     plan::Plan,
-    progress::Progress,
+    progress::{Progress, say_aside},
     reporter::{Common, Finished, Reporter, Workshop},
     signals::Signals,
     trampoline,
@@ -44,7 +42,7 @@ use crate::{
         owner::Owner,
         screen::Screen,
         stream,
-        terminal::{Terminal, fitted_to_stderr},
+        terminal::Terminal,
     },
     probe_site::{KernelAbility, NopAbility},
     report::{export::Format, quantity, summary, summary::SummaryOptions},
@@ -292,6 +290,7 @@ pub fn observe(
             notes,
         },
         aggregator: Aggregator::new(symbolizer, code),
+        observation: Observation::new(&memory_at_start),
         maps: live.maps,
         process: Arc::clone(&process),
         mappings,
@@ -317,6 +316,7 @@ pub fn observe(
         expected_execs,
         trampoline_found,
         silent_periods: 0,
+        mark_ns: None,
         unwinding,
     };
     let finished = runtime.block_on(watch.run(
@@ -352,18 +352,6 @@ fn greeting(
     let directory = outputs.directory().map(Directory::path);
     lines.push(messages::how_to_end(directory, from_start));
     lines
-}
-
-/// Writes to stderr without waiting for it: probes are in, and a blocked
-/// terminal must not keep the brake and signals from working. The receiver is
-/// told when it is written.
-fn say_aside(text: String) -> Receiver<()> {
-    let (sender, written) = mpsc::channel();
-    std::thread::spawn(move || {
-        say!("{}", fitted_to_stderr(&text));
-        let _ = sender.send(());
-    });
-    written
 }
 
 /// Where the probes are and what has none, with `-v`.

@@ -24,6 +24,7 @@ use super::{
     unwinding::Unwinding,
 };
 use crate::{
+    aggregate::AgeFilter,
     bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
     model::{EndReason, MemorySample},
     output::screen::Screen,
@@ -62,6 +63,8 @@ pub struct Watch {
     /// How often perf events had fallen silent.
     pub silent_periods: u64,
     pub unwinding: Unwinding,
+    /// When the mark was set, on the clock of blocks.
+    pub mark_ns: Option<u64>,
 }
 
 /// Figures of the last check.
@@ -71,6 +74,14 @@ struct Seen {
     frees: u64,
     execs: u64,
     cpu: CpuTime,
+}
+
+/// Comes at this time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Watch {
@@ -109,6 +120,7 @@ impl Watch {
             .options
             .duration
             .map(|duration| self.started + duration);
+        let mut warm = self.options.warmup.map(|warmup| self.started + warmup);
         let mut table = interval(self.options.interval);
         table.set_missed_tick_behavior(MissedTickBehavior::Skip);
         table.reset();
@@ -118,12 +130,6 @@ impl Watch {
         let mut seen = self.seen(maps)?;
         let mut checks = 0;
         loop {
-            let at_deadline = async {
-                match deadline {
-                    Some(deadline) => sleep_until(deadline.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             let closed = async {
                 match screen {
                     Some(screen) => {
@@ -137,10 +143,15 @@ impl Watch {
                 request = signals.next() => match request {
                     Request::End(name) => return Ok(EndReason::Signal(name)),
                     Request::Write => reporter.write(self.snapshot(maps, rate, true)?),
+                    Request::Mark => self.mark(maps, reporter, rate)?,
                 },
                 _ = exit.readable() => return Ok(EndReason::TargetExit),
                 () = closed => return Ok(EndReason::OutputClosed),
-                () = at_deadline => return Ok(EndReason::Duration),
+                () = at(deadline) => return Ok(EndReason::Duration),
+                () = at(warm) => {
+                    warm = None;
+                    self.mark(maps, reporter, rate)?;
+                },
                 _ = check.tick() => {
                     if let Some(end) = self.check(maps, &mut seen)? {
                         return Ok(end);
@@ -155,7 +166,7 @@ impl Watch {
                     }
                 },
                 _ = table.tick(), if !self.options.quiet => {
-                    let with_ages = self.options.ages.is_set();
+                    let with_ages = self.age_filter().is_set();
                     reporter.table(self.snapshot(maps, rate, with_ages)?);
                 },
             }
@@ -293,6 +304,22 @@ impl Watch {
         }
     }
 
+    /// From here on growth counts.
+    fn mark(&mut self, maps: &Maps, reporter: &Reporter, rate: &mut AllocRate) -> Result<()> {
+        // First the time: what is made from now on may be in the sums already.
+        self.mark_ns = Some(snapshot::now_ns());
+        reporter.mark(self.snapshot(maps, rate, false)?);
+        Ok(())
+    }
+
+    /// Which blocks are shown.
+    fn age_filter(&self) -> AgeFilter {
+        AgeFilter {
+            made_since_ns: self.mark_ns.filter(|_| self.options.since_mark),
+            ..self.options.ages
+        }
+    }
+
     fn snapshot(&mut self, maps: &Maps, rate: &mut AllocRate, ages: bool) -> Result<Snapshot> {
         self.sample_memory();
         let counters = self.counters(maps)?;
@@ -304,7 +331,7 @@ impl Watch {
             counters,
             sums: maps.sums()?,
             ages: if ages {
-                Some(snapshot::ages(maps, self.options.ages, snapshot::now_ns())?)
+                Some(snapshot::ages(maps, self.age_filter(), snapshot::now_ns())?)
             } else {
                 None
             },
@@ -347,7 +374,7 @@ impl Watch {
         self.sample_memory();
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
-        let ages = snapshot::ages(maps, self.options.ages, disabled.latest_ns)?;
+        let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;
         progress.phase("reading symbols and writing the report");
         let calls = counters.events[Counter::AllocCalls as usize];
         let snapshot = Snapshot {
