@@ -21,4 +21,5 @@ pub mod report;
 pub mod session;
 pub mod symbolize;
 pub mod target;
+pub mod trend;
 pub mod unwind;
