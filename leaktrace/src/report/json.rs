@@ -605,7 +605,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-fn uncertainty(edge: crate::model::Edge) -> u64 {
+fn uncertainty(edge: model::Edge) -> u64 {
     edge.latest_ns.saturating_sub(edge.earliest_ns)
 }
 
