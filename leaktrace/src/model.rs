@@ -508,8 +508,7 @@ impl Site {
     /// What it was judged to be.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        self.trend
-            .map_or(Verdict::TooEarly, |trend| trend.verdict)
+        self.trend.map_or(Verdict::TooEarly, |trend| trend.verdict)
     }
     /// Growth of live bytes per minute: for good, when that can be told, else the
     /// mean.

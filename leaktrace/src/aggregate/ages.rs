@@ -71,7 +71,11 @@ impl BlockAges {
         let band = age_band(time_ns, self.now_ns);
         stack.bytes_by_age[band] += bytes;
         stack.blocks_by_age[band] += 1;
-        if self.filter.made_since_ns.is_none_or(|since| time_ns >= since) {
+        if self
+            .filter
+            .made_since_ns
+            .is_none_or(|since| time_ns >= since)
+        {
             stack.made_since.0 += bytes;
             stack.made_since.1 += 1;
         }

@@ -70,10 +70,7 @@ mod tests {
         let since = baseline.since(7, now, (300, 3));
         assert_eq!(since, sums((500, 5), (200, 2)));
         // A stack that was not met before.
-        assert_eq!(
-            baseline.since(8, now, (600, 6)),
-            sums((1500, 15), (900, 9))
-        );
+        assert_eq!(baseline.since(8, now, (600, 6)), sums((1500, 15), (900, 9)));
         // A block on both sides of the mark.
         assert_eq!(baseline.since(7, then, (100, 1)), sums((100, 1), (0, 0)));
     }

@@ -55,9 +55,7 @@ pub fn of(growing: &[(&[Frame], f64)]) -> Option<Cause> {
     let nearest = functions
         .into_iter()
         .filter(|(_, function)| function.stacks >= 2 && explains(function))
-        .min_by(|(a_name, a), (b_name, b)| {
-            (a.distance, a_name).cmp(&(b.distance, b_name))
-        });
+        .min_by(|(a_name, a), (b_name, b)| (a.distance, a_name).cmp(&(b.distance, b_name)));
     nearest.map(|(name, function)| Cause {
         function: name.to_owned(),
         stacks: function.stacks,
@@ -123,7 +121,10 @@ mod tests {
         let found = cause(&[
             (&["malloc", "copy", "create", "handle", "main"], 10.0),
             (&["malloc", "create", "handle", "main"], 5.0),
-            (&["malloc", "grow", "insert", "create", "handle", "main"], 3.0),
+            (
+                &["malloc", "grow", "insert", "create", "handle", "main"],
+                3.0,
+            ),
         ])
         .unwrap();
         assert_eq!(found.function, "create");
@@ -158,7 +159,10 @@ mod tests {
             (&["malloc", "b", "main", "__libc_start_main", "_start"], 1.0),
         ]);
         assert_eq!(beginnings, None);
-        assert_eq!(cause(&[(&["malloc", "a"], 0.0), (&["malloc", "a"], 0.0)]), None);
+        assert_eq!(
+            cause(&[(&["malloc", "a"], 0.0), (&["malloc", "a"], 0.0)]),
+            None
+        );
     }
 
     #[test]

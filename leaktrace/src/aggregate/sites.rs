@@ -213,8 +213,11 @@ mod tests {
         assert_eq!(order, [3, 2, 4, 1]);
         assert_eq!(growing(&rows), [0, 1]);
         let verdicts = by_verdict(&rows);
-        let [(Verdict::Growing, growing), (Verdict::OneOff, _), (Verdict::TooEarly, early)] =
-            verdicts[..]
+        let [
+            (Verdict::Growing, growing),
+            (Verdict::OneOff, _),
+            (Verdict::TooEarly, early),
+        ] = verdicts[..]
         else {
             panic!("{verdicts:?}")
         };
@@ -261,7 +264,11 @@ mod tests {
         ages.add(1, 20, 1_000_000_000);
         ages.add(2, 30, 4_900_000_000);
         let all = [(1, sums((130, 7), (100, 5))), (2, sums((30, 1), (0, 0)))];
-        let rows = rows(&all, Some(&ages), &selection(SortKey::LiveBytes, &HashMap::new()));
+        let rows = rows(
+            &all,
+            Some(&ages),
+            &selection(SortKey::LiveBytes, &HashMap::new()),
+        );
         assert_eq!(rows.len(), 1);
         let shown = rows[0].sums;
         assert_eq!(rows[0].stack_id, 1);

@@ -168,4 +168,3 @@ pub fn marked(time: &jiff::Zoned, since_mark: bool) -> String {
     };
     format!("marked at {time}: growth counts from here{shown}")
 }
-

@@ -111,11 +111,7 @@ impl Observation {
         };
         self.marked = Some((mark, Baseline::new(at, &snapshot.sums)));
         self.stacks.clear();
-        for history in [
-            &mut self.memory,
-            &mut self.descriptors,
-            &mut self.threads,
-        ] {
+        for history in [&mut self.memory, &mut self.descriptors, &mut self.threads] {
             *history = History::new();
         }
         for (stack_id, sums) in &snapshot.sums {
@@ -176,11 +172,12 @@ impl Observation {
                 break;
             };
             // Those made before the mark could reach it as well.
-            let of = history.made_by(before).max(then.map_or(0, |then| then.alloc_blocks));
+            let before_mark = then.map_or(0, |then| then.alloc_blocks);
+            let reached = freed[index] + live[index];
             survivals.push(Survival {
                 age,
-                reached: (freed[index] + live[index]).min(of),
-                of,
+                reached,
+                of: history.made_by(before).max(before_mark).max(reached),
             });
         }
         survivals

@@ -157,8 +157,11 @@ impl Workshop {
                 Job::Write(snapshot) => {
                     let report = self.report(snapshot, None);
                     let (written, failures) = self.write(&report);
-                    let failures = failures.iter().map(|failure| format!("leaktrace: {failure}\n"));
-                    let text = failures.collect::<String>() + summary::written(&written).trim_start();
+                    let failures = failures
+                        .iter()
+                        .map(|failure| format!("leaktrace: {failure}\n"));
+                    let text =
+                        failures.collect::<String>() + summary::written(&written).trim_start();
                     say_aside(text.trim_end().to_owned());
                 }
                 Job::Mark(snapshot) => {

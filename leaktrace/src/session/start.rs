@@ -36,12 +36,7 @@ use crate::{
     host::privilege,
     model::{Edge, EndReason, TraceInfo},
     output::{
-        Outputs,
-        destination::Target,
-        directory::Directory,
-        owner::Owner,
-        screen::Screen,
-        stream,
+        Outputs, destination::Target, directory::Directory, owner::Owner, screen::Screen, stream,
         terminal::Terminal,
     },
     probe_site::{KernelAbility, NopAbility},

@@ -114,9 +114,8 @@ fn likely_leaks(report: &Report, page: &mut Page) {
             "make",
         ),
     };
-    let share = share_of_growth(report).map_or_else(String::new, |share| {
-        format!(" and {make} {share}")
-    });
+    let share =
+        share_of_growth(report).map_or_else(String::new, |share| format!(" and {make} {share}"));
     page.say(
         Look::Alarm,
         format!("{title}: {sites} grew steadily at {rate}{together}{share}."),
@@ -126,16 +125,21 @@ fn likely_leaks(report: &Report, page: &mut Page) {
         quantity::percent_whole(surest),
         quantity::duration(observed(report))
     )];
-    facts.extend(report.cause.as_ref().map(table::cause_text).map(|text| capital(&text)));
+    facts.extend(
+        report
+            .cause
+            .as_ref()
+            .map(table::cause_text)
+            .map(|text| capital(&text)),
+    );
     page.say(Look::Plain, format!("{}.", facts.join(". ")));
 }
 
 /// `96 % of the growth of RSS (+372 of +388 MiB)`; nothing when memory hardly grew.
 fn share_of_growth(report: &Report) -> Option<String> {
     const NOTEWORTHY: u64 = 1 << 20;
-    let resident = |sample: &crate::model::MemorySample| {
-        Some(sample.rss? + sample.swap.unwrap_or(0))
-    };
+    let resident =
+        |sample: &crate::model::MemorySample| Some(sample.rss? + sample.swap.unwrap_or(0));
     // With a mark, growth counts from there, and RSS was not kept.
     if report.mark.is_some() || report.memory_read.is_none() {
         return None;
@@ -172,12 +176,11 @@ pub(super) fn others(report: &Report, page: &mut Page) {
             Verdict::Growing => {}
             Verdict::Filling => page.say(
                 Look::Plain,
-                format!("Filling: {held}: rises ever more slowly, as a cache on its way to its bound."),
+                format!(
+                    "Filling: {held}: rises ever more slowly, as a cache on its way to its bound."
+                ),
             ),
-            Verdict::TooEarly => page.say(
-                Look::Plain,
-                format!("Too early to tell: {held}."),
-            ),
+            Verdict::TooEarly => page.say(Look::Plain, format!("Too early to tell: {held}.")),
             _ => {
                 sites += sums.sites;
                 bytes += sums.live_bytes;
