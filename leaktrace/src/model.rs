@@ -190,6 +190,8 @@ pub enum EndReason {
     OutputClosed,
     /// The process that holds the probes was killed.
     ProbesLost,
+    /// `--until-alert`: this condition came true.
+    Alert(String),
     /// The brake: share of the target's CPU time that tracing took, and the
     /// limit (0 to 1).
     Overhead {
@@ -254,6 +256,8 @@ pub struct Site {
     pub sums: Sums,
     /// Growth of live bytes per minute since the start, of blocks of any age.
     pub growth_per_minute: f64,
+    /// How it moved; `None` when it was not observed.
+    pub trend: Option<Trend>,
     /// Age of its oldest live block, when ages are known.
     pub oldest_age: Option<Duration>,
     /// How the stack ended.

@@ -264,6 +264,7 @@ impl Aggregator {
             class: "heap",
             sums: row.sums,
             growth_per_minute: row.growth_per_minute,
+            trend: None,
             oldest_age: ages.and_then(|ages| ages.oldest(row.stack_id)),
             end,
             frames,

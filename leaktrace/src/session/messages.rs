@@ -7,6 +7,7 @@ use super::{
     estimate::COUNTING,
 };
 use crate::{
+    alert::{Figure, Firing, Growth, LimitOwner},
     bpf::Limits,
     model::{MemorySample, NEGLIGIBLE_CPUS, ProcessInfo, SelfCheck},
     report::{name, quantity},
@@ -157,4 +158,103 @@ pub fn self_check(check: &SelfCheck) -> String {
         ));
     }
     text
+}
+
+/// What came true: `512 MiB are live`.
+pub fn fired(firing: &Firing) -> String {
+    // `as` saturates; none of these is negative.
+    let value = firing.value as u64;
+    match firing.condition.figure() {
+        Figure::LiveBytes => format!("{} are live", quantity::bytes(value)),
+        Figure::LiveBlocks => format!("{} are live", quantity::things(value, "block")),
+        Figure::Growth => format!("live bytes grow by {}", quantity::growth(firing.value)),
+        Figure::Rss => format!("RSS is {}", quantity::bytes_fine(value)),
+        Figure::RssPercent => {
+            let limit = firing
+                .figures
+                .memory_limit
+                .map_or_else(String::new, |limit| {
+                    let bytes = quantity::bytes_short(limit.bytes);
+                    match limit.whose {
+                        LimitOwner::Cgroup => format!(" of {bytes}, the limit of its cgroup"),
+                        LimitOwner::Machine => format!(" of {bytes}, the machine's memory"),
+                    }
+                });
+            format!("RSS is {}{limit}", quantity::percent(firing.value / 100.0))
+        }
+        Figure::Swap => format!("{} are swapped out", quantity::bytes(value)),
+        Figure::Descriptors => format!("{} are open", quantity::things(value, "descriptor")),
+        Figure::Threads => format!("it has {}", quantity::things(value, "thread")),
+        Figure::GrowingSites => match value {
+            1 => "1 site grows".to_owned(),
+            sites => format!("{} grow", quantity::things(sites, "site")),
+        },
+    }
+}
+
+/// That a condition came true, and what was written because of it; `enough` after
+/// so many times is the last.
+pub fn alert(
+    time: &jiff::Zoned,
+    firing: &Firing,
+    what: &str,
+    files: &[&Path],
+    enough: Option<u32>,
+) -> String {
+    let mut text = format!("ALERT {} {}: {what}", time.strftime("%T"), firing.condition);
+    let files: Vec<_> = files
+        .iter()
+        .map(|path| name::clean(&path.to_string_lossy()).into_owned())
+        .collect();
+    if !files.is_empty() {
+        text.push_str(&format!("; written: {}", files.join(", ")));
+    }
+    if let Some(times) = enough {
+        text.push_str(&format!(
+            ". Files have been written for {times} alerts; there will be no more until the end"
+        ));
+    }
+    text
+}
+
+/// That it came to a leak, or that this can't be told, with `--fail-if-growth`;
+/// `None` when there is none.
+pub fn growth(growth: &Growth<'_>) -> Option<String> {
+    match growth {
+        Growth::None => None,
+        Growth::Found(sites) => {
+            let rate: f64 = sites
+                .iter()
+                .filter_map(|site| site.trend)
+                .map(|trend| trend.rate.per_minute)
+                .sum();
+            let grow = if sites.len() == 1 { "grows" } else { "grow" };
+            Some(format!(
+                "leaktrace: --fail-if-growth: {} {grow} without bound, by {}",
+                quantity::things(sites.len() as u64, "site"),
+                quantity::growth(rate),
+            ))
+        }
+        Growth::TooEarly {
+            sites,
+            live_bytes,
+            traced,
+        } => Some(format!(
+            "leaktrace: --fail-if-growth: too early to tell of {} with {}, so this is no failure; \
+             traced {}, and it takes 60 s, or two periods of what a site does",
+            quantity::things(*sites as u64, "site"),
+            quantity::bytes(*live_bytes),
+            quantity::duration(*traced),
+        )),
+    }
+}
+
+/// That a reader of JSON lines has missed some.
+pub fn dropped_lines(dropped: u64) -> String {
+    format!(
+        "leaktrace: {} of JSON {} not written, since nobody read stdout for long: numbers are \
+         missing in `sequence`",
+        quantity::things(dropped, "line"),
+        if dropped == 1 { "was" } else { "were" },
+    )
 }

@@ -16,15 +16,20 @@ use std::{
 use anyhow::{Context as _, Result};
 use leaktrace_common::counter::Counter;
 
-use super::{TraceOptions, plan::Plan, progress::Progress, snapshot::Snapshot, unwinding::lock};
+use super::{
+    PrintFormat, TraceOptions, alarm::Alarm, judgement::Judgement, plan::Plan, progress::Progress,
+    snapshot::Snapshot, unwinding::lock,
+};
 use crate::{
     aggregate::{Aggregator, Selection},
+    alert::Firing,
     bpf::Maps,
     model::{Edge, MemorySample, ProcessInfo, Report, TraceInfo},
-    output::{Outputs, screen::Screen, terminal::Terminal},
+    output::{Outputs, Written, screen::Screen, terminal::Terminal},
     probe_site::KernelAbility,
     report::{
-        export::ExportOptions,
+        export::{ExportOptions, Format},
+        json,
         table::{self, TableOptions},
     },
     say,
@@ -51,6 +56,12 @@ pub struct Finished {
     pub written: Vec<PathBuf>,
     /// Outputs that were not, a sentence each.
     pub failures: Vec<String>,
+    /// The report as the last line of JSON, with `--format json-lines`.
+    pub line: Option<String>,
+    /// Where tables went, for what follows them.
+    pub screen: Option<Arc<Screen>>,
+    /// Commands may still run.
+    pub alarm: Alarm,
 }
 
 enum Job {
@@ -58,7 +69,20 @@ enum Job {
     Learn(Snapshot),
     Table(Snapshot),
     Write(Snapshot),
-    Finish(Box<Snapshot>, Edge, Vec<String>),
+    /// Conditions that have come true, one at least.
+    Alert(Snapshot, Vec<Firing>),
+    Finish(Box<Last>),
+}
+
+/// What the last report is made of.
+pub struct Last {
+    pub snapshot: Snapshot,
+    /// When events ceased to count.
+    pub disabled: Edge,
+    /// Sentences that were not known before.
+    pub notes: Vec<String>,
+    /// The conditions that ended the trace.
+    pub fired: Vec<Firing>,
 }
 
 /// The thread and the way to it.
@@ -82,6 +106,11 @@ pub struct Workshop {
     pub outputs: Outputs,
     /// Where tables go, and its descriptor.
     pub screen: Option<(Arc<Screen>, BorrowedFd<'static>)>,
+    /// How many lines of JSON there were.
+    pub lines: u64,
+    pub alarm: Alarm,
+    /// Where the watch looks for what is found out.
+    pub judgement: Judgement,
     pub options: TraceOptions,
 }
 
@@ -112,19 +141,17 @@ impl Reporter {
         let _ = self.jobs.send(Job::Write(snapshot));
     }
 
+    /// Tells of conditions that have come true.
+    pub fn alert(&self, snapshot: Snapshot, firings: Vec<Firing>) {
+        let _ = self.jobs.send(Job::Alert(snapshot, firings));
+    }
+
     /// Makes the last report and writes the outputs.
     ///
     /// # Errors
     /// When the reporter broke down.
-    pub fn finish(
-        self,
-        snapshot: Snapshot,
-        disabled: Edge,
-        notes: Vec<String>,
-    ) -> Result<Finished> {
-        let _ = self
-            .jobs
-            .send(Job::Finish(Box::new(snapshot), disabled, notes));
+    pub fn finish(self, last: Last) -> Result<Finished> {
+        let _ = self.jobs.send(Job::Finish(Box::new(last)));
         drop(self.jobs);
         match self.thread.join() {
             Ok(Some(finished)) => Ok(finished),
@@ -141,31 +168,57 @@ impl Workshop {
                 Job::Table(snapshot) => self.table(snapshot),
                 Job::Write(snapshot) => {
                     let report = self.report(snapshot, None);
-                    for failure in self.write(&report).1 {
-                        say!("leaktrace: {failure}");
-                    }
+                    let (_, failures) = self.write(&report);
+                    say_all(&failures);
                 }
-                Job::Finish(snapshot, disabled, notes) => {
-                    self.common.trace.disabled = Some(disabled);
-                    self.common.notes.extend(notes);
-                    self.learn(&snapshot);
-                    self.note_what_was_missed();
-                    if self.options.debuginfod {
-                        let _shown = Progress::start("fetching debug information");
-                        self.aggregator
-                            .wait_for_debug_information(&snapshot.sums, FETCH_PATIENCE);
-                    }
-                    let report = self.report(*snapshot, None);
-                    let (written, failures) = self.write(&report);
-                    return Some(Finished {
-                        report,
-                        written,
-                        failures,
-                    });
-                }
+                Job::Alert(snapshot, firings) => self.alert(snapshot, &firings),
+                Job::Finish(last) => return Some(self.finish(*last)),
             }
         }
         None
+    }
+
+    fn alert(&mut self, snapshot: Snapshot, firings: &[Firing]) {
+        let report = self.report(snapshot, None);
+        let first = firings.first();
+        // What comes true at once needs one set of files.
+        let label = first.and_then(|firing| self.alarm.snapshot(firing, &report.taken));
+        let (files, failures) = match label {
+            Some(label) => {
+                let options = self.export_options();
+                parted(self.outputs.write_aside(&report, &options, &label))
+            }
+            None => Default::default(),
+        };
+        for firing in firings {
+            self.alarm.raise(firing, &report, &files);
+        }
+        say_all(&failures);
+    }
+
+    fn finish(mut self, last: Last) -> Finished {
+        self.common.trace.disabled = Some(last.disabled);
+        self.common.notes.extend(last.notes);
+        self.learn(&last.snapshot);
+        self.note_what_was_missed();
+        if self.options.debuginfod {
+            let _shown = Progress::start("fetching debug information");
+            self.aggregator
+                .wait_for_debug_information(&last.snapshot.sums, FETCH_PATIENCE);
+        }
+        let report = self.report(last.snapshot, None);
+        let (files, failures) = self.write(&report);
+        for firing in &last.fired {
+            self.alarm.raise(firing, &report, &files);
+        }
+        Finished {
+            line: self.line(&report),
+            report,
+            written: files.into_iter().map(|(_, path)| path).collect(),
+            failures,
+            screen: self.screen.map(|(screen, _)| screen),
+            alarm: self.alarm,
+        }
     }
 
     fn learn(&mut self, snapshot: &Snapshot) {
@@ -222,7 +275,13 @@ impl Workshop {
     fn table(&mut self, snapshot: Snapshot) {
         let top = self.options.top;
         let report = self.report(snapshot, Some(top));
-        if let Some((screen, fd)) = &self.screen {
+        let line = self.line(&report);
+        let Some((screen, fd)) = &self.screen else {
+            return;
+        };
+        if let Some(line) = line {
+            screen.show(line);
+        } else {
             // Each time anew: a terminal's size changes.
             let terminal = Terminal::of(fd);
             let options = TableOptions {
@@ -232,6 +291,21 @@ impl Workshop {
                 top,
             };
             screen.show(table::render(&report, &options));
+        }
+    }
+
+    /// The report as the next line of JSON, if that is wanted.
+    fn line(&mut self, report: &Report) -> Option<String> {
+        if self.options.format != PrintFormat::JsonLines {
+            return None;
+        }
+        self.lines += 1;
+        match json::render_numbered(report, self.lines) {
+            Ok(line) => Some(line),
+            Err(error) => {
+                say!("leaktrace: this report can't be written as JSON: {error:#}");
+                None
+            }
         }
     }
 
@@ -247,8 +321,10 @@ impl Workshop {
         let sites = self
             .aggregator
             .sites(&snapshot.sums, snapshot.ages.as_ref(), &selection);
+        self.judgement.publish(&sites.sites);
         let mut notes = self.common.notes.clone();
         notes.extend(self.aggregator.symbolizer().notes());
+        notes.extend(self.alarm.notes());
         Report {
             process: self.common.process.clone(),
             trace: self.common.trace.clone(),
@@ -273,19 +349,36 @@ impl Workshop {
         }
     }
 
-    /// Files that were written and sentences about those that were not.
-    fn write(&mut self, report: &Report) -> (Vec<PathBuf>, Vec<String>) {
-        let options = ExportOptions {
+    fn export_options(&self) -> ExportOptions {
+        ExportOptions {
             weight: self.options.weight,
             top: self.options.top,
-        };
-        let (mut written, mut failures) = (Vec::new(), Vec::new());
-        for output in self.outputs.write(report, &options) {
-            match output.result {
-                Ok(()) => written.extend(output.path),
-                Err(error) => failures.push(error.to_string()),
-            }
         }
-        (written, failures)
+    }
+
+    fn write(&mut self, report: &Report) -> (Vec<File>, Vec<String>) {
+        let options = self.export_options();
+        parted(self.outputs.write(report, &options))
+    }
+}
+
+/// A file that was written.
+type File = (Format, PathBuf);
+
+/// Files that were written and sentences about those that were not.
+fn parted(outputs: Vec<Written>) -> (Vec<File>, Vec<String>) {
+    let (mut files, mut failures) = (Vec::new(), Vec::new());
+    for output in outputs {
+        match output.result {
+            Ok(()) => files.extend(output.path.map(|path| (output.format, path))),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    (files, failures)
+}
+
+fn say_all(failures: &[String]) {
+    for failure in failures {
+        say!("leaktrace: {failure}");
     }
 }

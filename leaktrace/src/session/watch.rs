@@ -15,17 +15,19 @@ use tokio::{
 use super::{
     TraceOptions,
     brake::{Brake, CostWatch, Period},
+    judgement::Judgement,
     plan::Plan,
     progress::Progress,
-    reporter::{Finished, Reporter},
+    reporter::{Finished, Last, Reporter},
     signals::{Request, Signals},
     snapshot::{self, AllocRate, Snapshot},
     trampoline,
     unwinding::Unwinding,
 };
 use crate::{
+    alert::{Alerts, Figures, Firing, MemoryLimit},
     bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
-    model::{EndReason, MemorySample},
+    model::{EndReason, MemorySample, Sums},
     output::screen::Screen,
     target::{
         Process,
@@ -62,6 +64,13 @@ pub struct Watch {
     /// How often perf events had fallen silent.
     pub silent_periods: u64,
     pub unwinding: Unwinding,
+    pub alerts: Alerts,
+    /// What the reporter has found out.
+    pub judgement: Judgement,
+    /// The machine's memory, bytes.
+    pub machine_memory: u64,
+    /// The alerts that ended the trace.
+    pub fired: Vec<Firing>,
 }
 
 /// Figures of the last check.
@@ -148,7 +157,9 @@ impl Watch {
                     self.look_for_trampoline(maps)?;
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
-                        self.look_around(maps, reporter)?;
+                        if let Some(end) = self.look_around(maps, reporter)? {
+                            return Ok(end);
+                        }
                     } else if checks < LEARN_EVERY {
                         // Of a process that soon ends, at least this is known.
                         self.sample_memory();
@@ -266,10 +277,11 @@ impl Watch {
         Ok(())
     }
 
-    /// Learns new stacks, and how much memory is used.
-    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
+    /// Learns new stacks, and how much memory is used; whether that is what
+    /// somebody wanted to know.
+    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<Option<EndReason>> {
         self.sample_memory();
-        reporter.learn(Snapshot {
+        let snapshot = Snapshot {
             taken: jiff::Zoned::now(),
             elapsed: self.started.elapsed(),
             end: None,
@@ -281,8 +293,38 @@ impl Watch {
             cost_cpus: None,
             memory: self.memory,
             memory_read: self.memory_read,
-        });
-        Ok(())
+        };
+        let figures = self.figures(&snapshot);
+        let fired = self.alerts.due(snapshot.elapsed, &figures);
+        reporter.learn(snapshot);
+        let Some(first) = fired.first() else {
+            return Ok(None);
+        };
+        if self.options.alerts.end {
+            let end = EndReason::Alert(first.condition.to_string());
+            self.fired = fired;
+            return Ok(Some(end));
+        }
+        // That tables tell the rate since the table before is not to change.
+        let snapshot = self.snapshot(maps, &mut AllocRate::new(), true)?;
+        reporter.alert(snapshot, fired);
+        Ok(None)
+    }
+
+    fn figures(&self, snapshot: &Snapshot) -> Figures {
+        let held = |of: fn(&Sums) -> u64| snapshot.sums.iter().map(|(_, sums)| of(sums)).sum();
+        let growth = self.judgement.read();
+        Figures {
+            live_bytes: held(Sums::live_bytes),
+            live_blocks: held(Sums::live_blocks),
+            growth_per_minute: growth.per_minute,
+            growing_sites: growth.sites,
+            memory: self.memory,
+            memory_limit: MemoryLimit::tightest(
+                self.memory.cgroup_limit,
+                Some(self.machine_memory),
+            ),
+        }
     }
 
     fn sample_memory(&mut self) {
@@ -363,6 +405,11 @@ impl Watch {
             memory: self.memory,
             memory_read: self.memory_read,
         };
-        reporter.finish(snapshot, disabled, notes)
+        reporter.finish(Last {
+            snapshot,
+            disabled,
+            notes,
+            fired: self.fired,
+        })
     }
 }

@@ -76,6 +76,7 @@ pub fn site(id: u64, allocated: (u64, u64), freed: (u64, u64), frames: Vec<Frame
         class: "heap",
         sums,
         growth_per_minute: sums.live_bytes() as f64,
+        trend: None,
         oldest_age: None,
         end: Completeness::Complete,
         frames: frames.into(),
