@@ -5,7 +5,10 @@ mod trend;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use leaktrace_common::counter::{Counter, CounterBlock, Effect};
+use leaktrace_common::{
+    counter::{Counter, CounterBlock, Effect},
+    stack::{AGE_BANDS, AGE_LIMITS_NS},
+};
 
 pub use trend::{Rate, Trend, Verdict};
 
@@ -202,6 +205,17 @@ pub enum EndReason {
     },
 }
 
+/// Ages that blocks are told apart by, rising.
+pub const AGES: [Duration; AGE_BANDS - 1] = {
+    let mut ages = [Duration::ZERO; AGE_BANDS - 1];
+    let mut index = 0;
+    while index < ages.len() {
+        ages[index] = Duration::from_nanos(AGE_LIMITS_NS[index]);
+        index += 1;
+    }
+    ages
+};
+
 /// What was allocated and given back, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
@@ -213,6 +227,8 @@ pub struct Sums {
     pub freed_bytes: u64,
     /// Blocks given back.
     pub freed_blocks: u64,
+    /// The same blocks by how many of [`AGES`] they had reached.
+    pub freed_by_age: [u64; AGE_BANDS],
     /// Bytes of live blocks that a filter by age leaves out.
     pub hidden_bytes: u64,
     /// Live blocks that a filter by age leaves out.

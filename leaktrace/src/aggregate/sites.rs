@@ -13,7 +13,12 @@ pub struct Row {
 
 /// Sums of two.
 pub fn add(one: Sums, other: Sums) -> Sums {
+    let mut freed_by_age = one.freed_by_age;
+    for (sum, freed) in freed_by_age.iter_mut().zip(other.freed_by_age) {
+        *sum = sum.wrapping_add(freed);
+    }
     Sums {
+        freed_by_age,
         alloc_bytes: one.alloc_bytes.wrapping_add(other.alloc_bytes),
         alloc_blocks: one.alloc_blocks.wrapping_add(other.alloc_blocks),
         freed_bytes: one.freed_bytes.wrapping_add(other.freed_bytes),
@@ -139,7 +144,7 @@ mod tests {
         let mut ages = BlockAges::new(
             super::super::AgeFilter {
                 min: Some(Duration::from_secs(1)),
-                max: None,
+                ..super::super::AgeFilter::default()
             },
             5_000_000_000,
         );

@@ -341,6 +341,7 @@ impl Trace {
             ages: AgeFilter {
                 min: self.min_age,
                 max: self.max_age,
+                made_since_ns: None,
             },
             limits: Limits {
                 max_blocks: self.max_blocks,
