@@ -402,6 +402,55 @@ mod tests {
         );
     }
 
+    fn options(line: &str) -> Result<TraceOptions, String> {
+        let arguments = Arguments::try_parse_from(line.split_whitespace());
+        match arguments.map_err(|error| error.to_string())?.command {
+            Command::Attach(attach) => attach.into_options().map(|(_, options)| options),
+            Command::Run(run) => run.into_options().map(|(_, options)| options),
+            other => panic!("{other:?} traces nothing"),
+        }
+    }
+
+    #[test]
+    fn what_is_done_at_an_alert_needs_one() {
+        for option in ["--on-alert x", "--until-alert", "--alert-every 1s"] {
+            let error = options(&format!("leaktrace attach 1 {option}")).unwrap_err();
+            assert!(error.contains("--alert <CONDITION>"), "{error}");
+        }
+        let line = "leaktrace attach 1 --alert live>1k --alert verdict --until-alert";
+        let alerts = options(line).unwrap().alerts;
+        assert_eq!(alerts.conditions.len(), 2);
+        assert!(alerts.end && alerts.command.is_none());
+        assert_eq!(alerts.every, Duration::from_secs(300));
+    }
+
+    #[test]
+    fn tolerated_growth_is_a_rate_or_none() {
+        let tolerated = |line: &str| options(line).map(|options| options.fail_if_growth);
+        let test = |tolerated| Ok(Some(GrowthTest { tolerated }));
+        assert_eq!(tolerated("leaktrace attach 1"), Ok(None));
+        assert_eq!(tolerated("leaktrace attach 1 --fail-if-growth"), test(None));
+        assert_eq!(
+            tolerated("leaktrace run --fail-if-growth 1k/min -- a b"),
+            test(Some(1024.0))
+        );
+        assert_eq!(
+            tolerated("leaktrace run --fail-if-growth -- a b"),
+            test(None)
+        );
+        let error = tolerated("leaktrace attach --fail-if-growth 4242").unwrap_err();
+        assert!(error.contains("`4242` is no rate; "), "{error}");
+        assert!(error.contains("write `--` before"), "{error}");
+    }
+
+    #[test]
+    fn stdout_has_one_thing_on_it() {
+        let lines = "leaktrace attach 1 --format json-lines -o";
+        let error = options(&format!("{lines} txt:-")).unwrap_err();
+        assert!(error.contains("leave one out"), "{error}");
+        assert!(options(&format!("{lines} a.svg")).is_ok());
+    }
+
     #[test]
     fn a_command_keeps_its_own_options() {
         let Command::Run(run) =

@@ -98,24 +98,19 @@ impl Alarm {
     /// Does what is to be done. The files are those that were written for it.
     pub fn raise(&mut self, firing: &Firing, report: &Report, files: &[(Format, PathBuf)]) {
         let what = messages::fired(firing);
-        let paths: Vec<&Path> = files.iter().map(|(_, path)| path.as_path()).collect();
-        let is_last = self.snapshots == MOST_SNAPSHOTS && report.end.is_none();
-        self.saying = Some(say_aside(messages::alert(
-            &report.taken,
-            firing,
-            &what,
-            &paths,
-            is_last.then_some(MOST_SNAPSHOTS),
-        )));
-        let told = self.told.iter_mut();
-        match told
-            .into_iter()
-            .find(|told| told.condition == firing.condition)
-        {
+        let time = report.taken.strftime("%T");
+        let paths: Vec<_> = files.iter().map(|(_, path)| path.as_path()).collect();
+        let mut text = messages::alert(&time.to_string(), firing, &what, &paths);
+        if self.snapshots == MOST_SNAPSHOTS && !files.is_empty() && report.end.is_none() {
+            text.push_str(&messages::no_more_files(MOST_SNAPSHOTS));
+        }
+        self.saying = Some(say_aside(text));
+        let mut told = self.told.iter_mut();
+        match told.find(|told| told.condition == firing.condition) {
             Some(told) => told.times += 1,
             None => self.told.push(Told {
                 condition: Arc::clone(&firing.condition),
-                first: format!("at {}: {what}", report.taken.strftime("%T")),
+                first: format!("at {time}: {what}"),
                 times: 1,
             }),
         }
@@ -215,6 +210,6 @@ fn number(value: f64) -> String {
     if value.fract() == 0.0 {
         format!("{value:.0}")
     } else {
-        format!("{value:.1}")
+        format!("{value:.3}")
     }
 }

@@ -1,6 +1,6 @@
 //! What is said on stderr around a trace.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use super::{
     brake::{Brake, Estimate},
@@ -192,29 +192,35 @@ pub fn fired(firing: &Firing) -> String {
     }
 }
 
-/// That a condition came true, and what was written because of it; `enough` after
-/// so many times is the last.
-pub fn alert(
-    time: &jiff::Zoned,
-    firing: &Firing,
-    what: &str,
-    files: &[&Path],
-    enough: Option<u32>,
-) -> String {
-    let mut text = format!("ALERT {} {}: {what}", time.strftime("%T"), firing.condition);
-    let files: Vec<_> = files
-        .iter()
-        .map(|path| name::clean(&path.to_string_lossy()).into_owned())
-        .collect();
-    if !files.is_empty() {
-        text.push_str(&format!("; written: {}", files.join(", ")));
+/// That a condition came true, and what was written because of it.
+pub fn alert(time: &str, firing: &Firing, what: &str, files: &[&Path]) -> String {
+    let alert = format!("ALERT {time} {}: {what}", firing.condition);
+    if files.is_empty() {
+        return alert;
     }
-    if let Some(times) = enough {
-        text.push_str(&format!(
-            ". Files have been written for {times} alerts; there will be no more until the end"
-        ));
+    format!("{alert}; written: {}", file_names(files))
+}
+
+/// Files as a shell takes them: `heap.{svg,json}` when they differ in nothing else.
+fn file_names(files: &[&Path]) -> String {
+    let shown = |path: &Path| name::clean(&path.to_string_lossy()).into_owned();
+    let stems: BTreeSet<_> = files.iter().map(|path| path.with_extension("")).collect();
+    let extensions: Vec<_> = files.iter().filter_map(|path| path.extension()).collect();
+    match stems.first() {
+        Some(stem) if stems.len() == 1 && files.len() > 1 && extensions.len() == files.len() => {
+            let extensions: Vec<_> = extensions.iter().map(|it| shown(it.as_ref())).collect();
+            format!("{}.{{{}}}", shown(stem), extensions.join(","))
+        }
+        _ => {
+            let names: Vec<_> = files.iter().map(|path| shown(path)).collect();
+            names.join(", ")
+        }
     }
-    text
+}
+
+/// That files were written for so many alerts, and that this was the last.
+pub fn no_more_files(times: u32) -> String {
+    format!(" (the {times}th time that files are written; there will be no more until the end)")
 }
 
 /// That it came to a leak, or that this can't be told, with `--fail-if-growth`;
@@ -257,4 +263,21 @@ pub fn dropped_lines(dropped: u64) -> String {
         quantity::things(dropped, "line"),
         if dropped == 1 { "was" } else { "were" },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_differ_in_their_extensions_are_named_once() {
+        let names = |all: &[&str]| {
+            let all: Vec<&Path> = all.iter().map(Path::new).collect();
+            file_names(&all)
+        };
+        assert_eq!(names(&["d/a.svg", "d/a.json"]), "d/a.{svg,json}");
+        assert_eq!(names(&["d/a.svg", "e/a.json"]), "d/a.svg, e/a.json");
+        assert_eq!(names(&["d/a", "d/a.json"]), "d/a, d/a.json");
+        assert_eq!(names(&["d/a.svg"]), "d/a.svg");
+    }
 }
