@@ -47,6 +47,8 @@ struct Stack {
     oldest_ns: u64,
     bytes: u64,
     blocks: u64,
+    /// Made since the mark, whatever their age.
+    made_since: (u64, u64),
     /// Of all, by how many of [`AGES`] they have reached.
     bytes_by_age: [u64; AGE_BANDS],
     blocks_by_age: [u64; AGE_BANDS],
@@ -69,6 +71,14 @@ impl BlockAges {
         let band = age_band(time_ns, self.now_ns);
         stack.bytes_by_age[band] += bytes;
         stack.blocks_by_age[band] += 1;
+        if self
+            .filter
+            .made_since_ns
+            .is_none_or(|since| time_ns >= since)
+        {
+            stack.made_since.0 += bytes;
+            stack.made_since.1 += 1;
+        }
         let age_ns = self.now_ns.saturating_sub(time_ns);
         if self.filter.passes(time_ns, Duration::from_nanos(age_ns)) {
             stack.oldest_ns = stack.oldest_ns.max(age_ns);
@@ -81,6 +91,19 @@ impl BlockAges {
     #[must_use]
     pub fn filters(&self) -> bool {
         self.filter.is_set()
+    }
+
+    /// Whether blocks from before a mark were left out.
+    #[must_use]
+    pub fn filters_by_mark(&self) -> bool {
+        self.filter.made_since_ns.is_some()
+    }
+
+    /// Bytes and blocks held of those made since the mark, of any age.
+    #[must_use]
+    pub fn made_since(&self, stack_id: u64) -> (u64, u64) {
+        let stack = self.stacks.get(&stack_id);
+        stack.map_or((0, 0), |stack| stack.made_since)
     }
 
     /// Age of the stack's oldest block that passes.

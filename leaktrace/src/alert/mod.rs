@@ -4,12 +4,14 @@
 
 mod condition;
 mod growth;
+mod recent;
 mod schedule;
 
 use crate::model::MemorySample;
 
 pub use condition::{Condition, ConditionError, Figure};
 pub use growth::{Growth, GrowthTest};
+pub use recent::Recent;
 pub use schedule::{Alerts, Firing};
 
 /// What conditions are about, at one moment.
@@ -19,7 +21,7 @@ pub struct Figures {
     pub live_bytes: u64,
     /// Blocks likewise.
     pub live_blocks: u64,
-    /// How fast live bytes rise for good, over all sites; `None` while it is too
+    /// How fast live bytes rose in the last minutes, bytes; `None` while it is too
     /// early to tell.
     pub growth_per_minute: Option<f64>,
     /// How many sites are judged to grow without bound.

@@ -104,6 +104,11 @@ enum Sort {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Since {
+    Mark,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum WeightName {
     LiveBytes,
     LiveBlocks,
@@ -156,8 +161,8 @@ struct Trace {
     /// What widths in svg and numbers in folded mean
     #[arg(long, value_enum, default_value = "live-bytes")]
     weight: WeightName,
-    /// Order of sites
-    #[arg(long, value_enum, default_value = "live-bytes")]
+    /// Order of sites; growth: first those that were judged to be growing
+    #[arg(long, value_enum, default_value = "growth")]
     sort: Sort,
     /// Record only blocks of at least this size
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
@@ -171,6 +176,12 @@ struct Trace {
     /// Show only blocks that have lived for at most this long
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     max_age: Option<Duration>,
+    /// Show only blocks made since the mark (SIGUSR2 to leaktrace, or --warmup)
+    #[arg(long, value_enum, value_name = "MOMENT")]
+    since: Option<Since>,
+    /// Set the mark, from which growth counts, after this time
+    #[arg(long, value_name = "DUR", value_parser = quantity::interval)]
+    warmup: Option<Duration>,
     /// Most live blocks that can be recorded
     #[arg(long, value_name = "N", default_value = "1M", value_parser = quantity::count)]
     max_blocks: u32,
@@ -343,6 +354,8 @@ impl Trace {
                 max: self.max_age,
                 made_since_ns: None,
             },
+            since_mark: self.since.is_some(),
+            warmup: self.warmup,
             limits: Limits {
                 max_blocks: self.max_blocks,
                 max_stacks: self.max_stacks,

@@ -5,20 +5,21 @@ use std::{
     ffi::OsString,
     path::{Path, PathBuf},
     sync::{Arc, mpsc::Receiver},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
 
 use super::{
     messages,
+    observation::Observation,
     on_alert::{Commands, Job},
-    start::say_aside,
+    progress::say_aside,
 };
 use crate::{
-    alert::{Condition, Firing},
+    alert::{Condition, Figure, Firing},
     launch::Inherited,
-    model::{Report, Site, Verdict},
+    model::{Report, Site, Trend, Verdict},
     report::{export::Format, name, stack},
 };
 
@@ -141,6 +142,40 @@ impl Alarm {
         if let Some(commands) = self.commands {
             commands.finish();
         }
+    }
+}
+
+/// Sites are judged for alerts no more often than this.
+const JUDGE_EVERY: Duration = Duration::from_secs(5);
+/// And it takes at most one part in so many of a CPU.
+const JUDGE_SHARE: u32 = 100;
+
+/// When all sites are judged, if an alert is about that.
+#[derive(Debug)]
+pub struct VerdictWatch {
+    due: Option<Duration>,
+}
+
+impl VerdictWatch {
+    /// Never, unless there is such an alert.
+    pub fn new(options: &AlertOptions) -> Self {
+        let mut conditions = options.conditions.iter();
+        let is_wanted = conditions.any(|it| it.figure() == Figure::GrowingSites);
+        Self {
+            due: is_wanted.then_some(JUDGE_EVERY),
+        }
+    }
+
+    /// How many sites grow, when it is time to look.
+    pub fn count_growing(&mut self, observation: &Observation, elapsed: Duration) -> Option<usize> {
+        self.due.filter(|due| elapsed >= *due)?;
+        let begun = Instant::now();
+        let trends = observation.trends();
+        let is_growing = |trend: &&Trend| trend.verdict == Verdict::Growing;
+        let growing = trends.values().filter(is_growing).count();
+        let pause = begun.elapsed().saturating_mul(JUDGE_SHARE);
+        self.due = Some(elapsed.saturating_add(pause.max(JUDGE_EVERY)));
+        Some(growing)
     }
 }
 

@@ -159,6 +159,16 @@ pub fn self_check(check: &SelfCheck) -> String {
     }
     text
 }
+/// The mark was set.
+pub fn marked(time: &jiff::Zoned, since_mark: bool) -> String {
+    let time = time.strftime("%T");
+    let shown = if since_mark {
+        ", and only blocks made from now on are shown"
+    } else {
+        ""
+    };
+    format!("marked at {time}: growth counts from here{shown}")
+}
 
 /// What came true: `512 MiB are live`.
 pub fn fired(firing: &Firing) -> String {
@@ -167,7 +177,7 @@ pub fn fired(firing: &Firing) -> String {
     match firing.condition.figure() {
         Figure::LiveBytes => format!("{} are live", quantity::bytes(value)),
         Figure::LiveBlocks => format!("{} are live", quantity::things(value, "block")),
-        Figure::Growth => format!("live bytes grow by {}", quantity::growth(firing.value)),
+        Figure::Growth => format!("live bytes grow by {}", rate(firing.value)),
         Figure::Rss => format!("RSS is {}", quantity::bytes_fine(value)),
         Figure::RssPercent => {
             let limit = firing
@@ -190,6 +200,12 @@ pub fn fired(firing: &Firing) -> String {
             sites => format!("{} grow", quantity::things(sites, "site")),
         },
     }
+}
+
+/// `36.1 MiB/min`
+fn rate(per_minute: f64) -> String {
+    let growth = quantity::growth(per_minute);
+    growth.trim_start_matches('+').to_owned()
 }
 
 /// That a condition came true, and what was written because of it.
@@ -238,7 +254,7 @@ pub fn growth(growth: &Growth<'_>) -> Option<String> {
             Some(format!(
                 "leaktrace: --fail-if-growth: {} {grow} without bound, by {}",
                 quantity::things(sites.len() as u64, "site"),
-                quantity::growth(rate),
+                self::rate(rate),
             ))
         }
         Growth::TooEarly {

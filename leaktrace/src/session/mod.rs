@@ -7,8 +7,8 @@ mod brake;
 mod calibration;
 mod command;
 mod estimate;
-mod judgement;
 mod messages;
+mod observation;
 mod on_alert;
 mod plan;
 mod progress;
@@ -70,6 +70,10 @@ pub struct TraceOptions {
     pub sizes: (u64, u64),
     /// Ages that are shown.
     pub ages: AgeFilter,
+    /// Show only blocks made since the mark, once there is one.
+    pub since_mark: bool,
+    /// When to set the mark by itself.
+    pub warmup: Option<Duration>,
     /// Sizes of the maps.
     pub limits: Limits,
     /// How stacks are walked.
@@ -122,6 +126,8 @@ impl TraceOptions {
         );
         say("min-age", self.ages.min.map(seconds));
         say("max-age", self.ages.max.map(seconds));
+        say("since", self.since_mark.then(|| "mark".to_owned()));
+        say("warmup", self.warmup.map(seconds));
         say("max-blocks", Some(self.limits.max_blocks.to_string()));
         say("max-stacks", Some(self.limits.max_stacks.to_string()));
         say(

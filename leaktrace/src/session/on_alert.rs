@@ -17,7 +17,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
 };
 
-use super::start::say_aside;
+use super::progress::say_aside;
 use crate::{
     launch::{Inherited, child, inherited},
     report::quantity,

@@ -7,6 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     thread::JoinHandle,
@@ -17,8 +18,14 @@ use anyhow::{Context as _, Result};
 use leaktrace_common::counter::Counter;
 
 use super::{
-    PrintFormat, TraceOptions, alarm::Alarm, judgement::Judgement, plan::Plan, progress::Progress,
-    snapshot::Snapshot, unwinding::lock,
+    PrintFormat, TraceOptions,
+    alarm::{Alarm, VerdictWatch},
+    messages,
+    observation::Observation,
+    plan::Plan,
+    progress::{Progress, say_aside},
+    snapshot::Snapshot,
+    unwinding::lock,
 };
 use crate::{
     aggregate::{Aggregator, Selection},
@@ -29,10 +36,9 @@ use crate::{
     probe_site::KernelAbility,
     report::{
         export::{ExportOptions, Format},
-        json,
+        json, summary,
         table::{self, TableOptions},
     },
-    say,
     target::{Process, mapped_file::MappedFile, mapping::Device, mapping_watch::MappingWatch},
 };
 
@@ -69,6 +75,8 @@ enum Job {
     Learn(Snapshot),
     Table(Snapshot),
     Write(Snapshot),
+    /// Growth counts from here.
+    Mark(Snapshot),
     /// Conditions that have come true, one at least.
     Alert(Snapshot, Vec<Firing>),
     Finish(Box<Last>),
@@ -95,6 +103,7 @@ pub struct Reporter {
 pub struct Workshop {
     pub common: Common,
     pub aggregator: Aggregator,
+    pub observation: Observation,
     pub maps: Arc<Maps>,
     pub process: Arc<Process>,
     pub mappings: Arc<Mutex<MappingWatch>>,
@@ -109,8 +118,10 @@ pub struct Workshop {
     /// How many lines of JSON there were.
     pub lines: u64,
     pub alarm: Alarm,
-    /// Where the watch looks for what is found out.
-    pub judgement: Judgement,
+    /// When sites are judged for alerts.
+    pub verdicts: VerdictWatch,
+    /// Where the watch looks for how many of them grow.
+    pub growing_sites: Arc<AtomicUsize>,
     pub options: TraceOptions,
 }
 
@@ -141,6 +152,11 @@ impl Reporter {
         let _ = self.jobs.send(Job::Write(snapshot));
     }
 
+    /// Sets the mark from which growth counts.
+    pub fn mark(&self, snapshot: Snapshot) {
+        let _ = self.jobs.send(Job::Mark(snapshot));
+    }
+
     /// Tells of conditions that have come true.
     pub fn alert(&self, snapshot: Snapshot, firings: Vec<Firing>) {
         let _ = self.jobs.send(Job::Alert(snapshot, firings));
@@ -164,12 +180,24 @@ impl Workshop {
     fn run(mut self, jobs: &Receiver<Job>) -> Option<Finished> {
         while let Ok(job) = jobs.recv() {
             match job {
-                Job::Learn(snapshot) => self.learn(&snapshot),
+                Job::Learn(snapshot) => self.observe(&snapshot),
                 Job::Table(snapshot) => self.table(snapshot),
                 Job::Write(snapshot) => {
                     let report = self.report(snapshot, None);
-                    let (_, failures) = self.write(&report);
-                    say_all(&failures);
+                    let (files, failures) = self.write(&report);
+                    let written: Vec<_> = files.into_iter().map(|(_, path)| path).collect();
+                    let failures = failures
+                        .iter()
+                        .map(|failure| format!("leaktrace: {failure}\n"));
+                    let text =
+                        failures.collect::<String>() + summary::written(&written).trim_start();
+                    say_aside(text.trim_end().to_owned());
+                }
+                Job::Mark(snapshot) => {
+                    self.observe(&snapshot);
+                    let since_mark = self.options.since_mark;
+                    self.observation.mark(&snapshot, since_mark);
+                    say_aside(messages::marked(&snapshot.taken, since_mark));
                 }
                 Job::Alert(snapshot, firings) => self.alert(snapshot, &firings),
                 Job::Finish(last) => return Some(self.finish(*last)),
@@ -193,7 +221,9 @@ impl Workshop {
         for firing in firings {
             self.alarm.raise(firing, &report, &files);
         }
-        say_all(&failures);
+        for failure in failures {
+            say_aside(format!("leaktrace: {failure}"));
+        }
     }
 
     fn finish(mut self, last: Last) -> Finished {
@@ -218,6 +248,23 @@ impl Workshop {
             failures,
             screen: self.screen.map(|(screen, _)| screen),
             alarm: self.alarm,
+        }
+    }
+
+    /// Learns new stacks, and how everything has moved.
+    fn observe(&mut self, snapshot: &Snapshot) {
+        self.learn(snapshot);
+        let ages = match &snapshot.ages {
+            Some(_) => None,
+            None => self.observation.ages(&self.maps, snapshot.elapsed),
+        };
+        let ages = snapshot.ages.as_ref().or(ages.as_ref());
+        self.observation.see(snapshot, ages);
+        if let Some(growing) = self
+            .verdicts
+            .count_growing(&self.observation, snapshot.elapsed)
+        {
+            self.growing_sites.store(growing, Ordering::Relaxed);
         }
     }
 
@@ -303,25 +350,32 @@ impl Workshop {
         match json::render_numbered(report, self.lines) {
             Ok(line) => Some(line),
             Err(error) => {
-                say!("leaktrace: this report can't be written as JSON: {error:#}");
+                say_aside(format!(
+                    "leaktrace: this report can't be written as JSON: {error:#}"
+                ));
                 None
             }
         }
     }
 
     fn report(&mut self, mut snapshot: Snapshot, top: Option<usize>) -> Report {
-        self.learn(&snapshot);
+        self.observe(&snapshot);
         snapshot.counters.events[Counter::LateAllocator as usize] = self.late_allocators;
+        let observation = &self.observation;
+        let (ages, elapsed) = (snapshot.ages.as_ref(), snapshot.elapsed);
+        let trends = observation.trends();
         let selection = Selection {
             sort: self.options.sort,
             top,
-            growing: self.options.top,
-            elapsed: snapshot.elapsed,
+            elapsed,
+            baseline: observation.baseline(),
+            trends: &trends,
+            survival: &|stack_id, sums| {
+                let survival = |ages| observation.survival(stack_id, sums, ages, elapsed);
+                ages.map(survival).unwrap_or_default()
+            },
         };
-        let sites = self
-            .aggregator
-            .sites(&snapshot.sums, snapshot.ages.as_ref(), &selection);
-        self.judgement.publish(&sites.sites);
+        let sites = self.aggregator.sites(&snapshot.sums, ages, &selection);
         let mut notes = self.common.notes.clone();
         notes.extend(self.aggregator.symbolizer().notes());
         notes.extend(self.alarm.notes());
@@ -343,6 +397,10 @@ impl Workshop {
             self_check: self.aggregator.self_check(),
             sites: sites.sites,
             growing: sites.growing,
+            cause: sites.cause,
+            verdicts: sites.verdicts,
+            trends: self.observation.process(),
+            mark: self.observation.marked().cloned(),
             site_count: sites.count,
             ages_known: snapshot.ages.is_some(),
             notes,
@@ -375,10 +433,4 @@ fn parted(outputs: Vec<Written>) -> (Vec<File>, Vec<String>) {
         }
     }
     (files, failures)
-}
-
-fn say_all(failures: &[String]) {
-    for failure in failures {
-        say!("leaktrace: {failure}");
-    }
 }

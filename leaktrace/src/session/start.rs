@@ -5,10 +5,7 @@ use std::{
     io,
     os::fd::BorrowedFd,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        mpsc::{self, Receiver},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -18,13 +15,13 @@ use tokio::runtime::Handle;
 
 use super::{
     PrintFormat, TraceOptions,
-    alarm::Alarm,
+    alarm::{Alarm, VerdictWatch},
     brake::{Brake, CostWatch},
     calibration::{self, Calibration},
-    judgement::Judgement,
     messages,
+    observation::Observation,
     plan::Plan,
-    progress::Progress,
+    progress::{Progress, say_aside},
     reporter::{Common, Finished, Reporter, Workshop},
     signals::Signals,
     trampoline,
@@ -33,7 +30,7 @@ use super::{
 };
 use crate::{
     aggregate::Aggregator,
-    alert::{Alerts, Growth},
+    alert::{Alerts, Growth, Recent},
     allocator,
     bpf::{
         Attachment, Feature, Features, Limits, LinkKind, Maps, Program, Scope, TableRoom, Tracer,
@@ -50,7 +47,7 @@ use crate::{
         owner::Owner,
         screen::{Screen, ScreenEnd},
         stream,
-        terminal::{Terminal, fitted_to_stderr},
+        terminal::Terminal,
     },
     probe_site::{KernelAbility, NopAbility},
     report::{export::Format, quantity, summary, summary::SummaryOptions},
@@ -255,7 +252,7 @@ pub fn observe(
         inherited,
     } = subject;
     let alarm = Alarm::new(&options.alerts, &inherited)?;
-    let judgement = Judgement::default();
+    let growing_sites = Arc::default();
     let trampoline_found = trampoline::find(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
     let mut symbolizer = symbolizer(&process, Arc::clone(&code), options);
@@ -303,6 +300,7 @@ pub fn observe(
             notes,
         },
         aggregator: Aggregator::new(symbolizer, code),
+        observation: Observation::new(&memory_at_start),
         maps: live.maps,
         process: Arc::clone(&process),
         mappings,
@@ -313,7 +311,8 @@ pub fn observe(
         screen: screen.clone(),
         lines: 0,
         alarm,
-        judgement: judgement.clone(),
+        verdicts: VerdictWatch::new(&options.alerts),
+        growing_sites: Arc::clone(&growing_sites),
         options: options.clone(),
     })?;
     let watch = Watch {
@@ -331,9 +330,11 @@ pub fn observe(
         expected_execs,
         trampoline_found,
         silent_periods: 0,
+        mark_ns: None,
         unwinding,
         alerts: Alerts::new(&options.alerts.conditions, options.alerts.every),
-        judgement,
+        recent: Recent::default(),
+        growing_sites,
         machine_memory: available::machine_memory(),
         fired: Vec::new(),
     };
@@ -370,18 +371,6 @@ fn greeting(
     let directory = outputs.directory().map(Directory::path);
     lines.push(messages::how_to_end(directory, from_start));
     lines
-}
-
-/// Writes to stderr without waiting for it: probes are in, and a blocked
-/// terminal must not keep the brake and signals from working. The receiver is
-/// told when it is written.
-pub fn say_aside(text: String) -> Receiver<()> {
-    let (sender, written) = mpsc::channel();
-    std::thread::spawn(move || {
-        say!("{}", fitted_to_stderr(&text));
-        let _ = sender.send(());
-    });
-    written
 }
 
 /// Where the probes are and what has none, with `-v`.

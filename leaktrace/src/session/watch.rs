@@ -1,7 +1,10 @@
 //! The time between the first probe and the last.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,7 +18,6 @@ use tokio::{
 use super::{
     TraceOptions,
     brake::{Brake, CostWatch, Period},
-    judgement::Judgement,
     plan::Plan,
     progress::Progress,
     reporter::{Finished, Last, Reporter},
@@ -25,7 +27,8 @@ use super::{
     unwinding::Unwinding,
 };
 use crate::{
-    alert::{Alerts, Figures, Firing, MemoryLimit},
+    aggregate::AgeFilter,
+    alert::{Alerts, Figures, Firing, MemoryLimit, Recent},
     bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
     model::{EndReason, MemorySample, Sums},
     output::screen::Screen,
@@ -64,9 +67,13 @@ pub struct Watch {
     /// How often perf events had fallen silent.
     pub silent_periods: u64,
     pub unwinding: Unwinding,
+    /// When the mark was set, on the clock of blocks.
+    pub mark_ns: Option<u64>,
     pub alerts: Alerts,
-    /// What the reporter has found out.
-    pub judgement: Judgement,
+    /// How live bytes moved lately.
+    pub recent: Recent,
+    /// How many sites grow, as the reporter has found out.
+    pub growing_sites: Arc<AtomicUsize>,
     /// The machine's memory, bytes.
     pub machine_memory: u64,
     /// The alerts that ended the trace.
@@ -80,6 +87,14 @@ struct Seen {
     frees: u64,
     execs: u64,
     cpu: CpuTime,
+}
+
+/// Comes at this time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Watch {
@@ -118,6 +133,7 @@ impl Watch {
             .options
             .duration
             .map(|duration| self.started + duration);
+        let mut warm = self.options.warmup.map(|warmup| self.started + warmup);
         let mut table = interval(self.options.interval);
         table.set_missed_tick_behavior(MissedTickBehavior::Skip);
         table.reset();
@@ -127,12 +143,6 @@ impl Watch {
         let mut seen = self.seen(maps)?;
         let mut checks = 0;
         loop {
-            let at_deadline = async {
-                match deadline {
-                    Some(deadline) => sleep_until(deadline.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             let closed = async {
                 match screen {
                     Some(screen) => {
@@ -146,10 +156,15 @@ impl Watch {
                 request = signals.next() => match request {
                     Request::End(name) => return Ok(EndReason::Signal(name)),
                     Request::Write => reporter.write(self.snapshot(maps, rate, true)?),
+                    Request::Mark => self.mark(maps, reporter, rate)?,
                 },
                 _ = exit.readable() => return Ok(EndReason::TargetExit),
                 () = closed => return Ok(EndReason::OutputClosed),
-                () = at_deadline => return Ok(EndReason::Duration),
+                () = at(deadline) => return Ok(EndReason::Duration),
+                () = at(warm) => {
+                    warm = None;
+                    self.mark(maps, reporter, rate)?;
+                },
                 _ = check.tick() => {
                     if let Some(end) = self.check(maps, &mut seen)? {
                         return Ok(end);
@@ -166,7 +181,7 @@ impl Watch {
                     }
                 },
                 _ = table.tick(), if !self.options.quiet => {
-                    let with_ages = self.options.ages.is_set();
+                    let with_ages = self.age_filter().is_set();
                     reporter.table(self.snapshot(maps, rate, with_ages)?);
                 },
             }
@@ -311,14 +326,15 @@ impl Watch {
         Ok(None)
     }
 
-    fn figures(&self, snapshot: &Snapshot) -> Figures {
+    fn figures(&mut self, snapshot: &Snapshot) -> Figures {
         let held = |of: fn(&Sums) -> u64| snapshot.sums.iter().map(|(_, sums)| of(sums)).sum();
-        let growth = self.judgement.read();
+        let live_bytes = held(Sums::live_bytes);
+        self.recent.push(snapshot.elapsed, live_bytes);
         Figures {
-            live_bytes: held(Sums::live_bytes),
+            live_bytes,
             live_blocks: held(Sums::live_blocks),
-            growth_per_minute: growth.per_minute,
-            growing_sites: growth.sites,
+            growth_per_minute: self.recent.per_minute(),
+            growing_sites: self.growing_sites.load(Ordering::Relaxed),
             memory: self.memory,
             memory_limit: MemoryLimit::tightest(
                 self.memory.cgroup_limit,
@@ -335,6 +351,22 @@ impl Watch {
         }
     }
 
+    /// From here on growth counts.
+    fn mark(&mut self, maps: &Maps, reporter: &Reporter, rate: &mut AllocRate) -> Result<()> {
+        // First the time: what is made from now on may be in the sums already.
+        self.mark_ns = Some(snapshot::now_ns());
+        reporter.mark(self.snapshot(maps, rate, false)?);
+        Ok(())
+    }
+
+    /// Which blocks are shown.
+    fn age_filter(&self) -> AgeFilter {
+        AgeFilter {
+            made_since_ns: self.mark_ns.filter(|_| self.options.since_mark),
+            ..self.options.ages
+        }
+    }
+
     fn snapshot(&mut self, maps: &Maps, rate: &mut AllocRate, ages: bool) -> Result<Snapshot> {
         self.sample_memory();
         let counters = self.counters(maps)?;
@@ -346,7 +378,7 @@ impl Watch {
             counters,
             sums: maps.sums()?,
             ages: if ages {
-                Some(snapshot::ages(maps, self.options.ages, snapshot::now_ns())?)
+                Some(snapshot::ages(maps, self.age_filter(), snapshot::now_ns())?)
             } else {
                 None
             },
@@ -389,7 +421,7 @@ impl Watch {
         self.sample_memory();
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
-        let ages = snapshot::ages(maps, self.options.ages, disabled.latest_ns)?;
+        let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;
         progress.phase("reading symbols and writing the report");
         let calls = counters.events[Counter::AllocCalls as usize];
         let snapshot = Snapshot {

@@ -136,6 +136,10 @@ fn filters_by_age_are_named_where_their_sites_are() {
     let mut report = fixture::leaking();
     report.trace.options = vec![("min-age".to_owned(), "30s".to_owned())];
     let text = summary(&report);
+    let title = "The growing site with --min-age 30s (growth and freed are of blocks of any age):";
+    assert!(text.contains(title), "{text}");
+    report.trace.sort = SortKey::LiveBytes;
+    let text = summary(&report);
     let title = "All 4 sites with --min-age 30s, by live bytes (growth and freed are of blocks of any \
                  age):";
     assert!(text.contains(title), "{text}");
@@ -355,7 +359,7 @@ proptest! {
         }
         let options = SummaryOptions { width: Some(columns), colour: false, top: 10 };
         let text = summary::render(&report, &options);
-        let (sites, _) = text.split_once("\nNot").unwrap();
+        let (sites, _) = text.split_once("\nFilling").unwrap();
         for line in sites.trim_end().lines().rev().take(names.len()) {
             prop_assert!(line.width() <= columns, "{line:?}");
         }
