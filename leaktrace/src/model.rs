@@ -202,6 +202,8 @@ pub enum EndReason {
     OutputClosed,
     /// The process that holds the probes was killed.
     ProbesLost,
+    /// `--until-alert`: this condition came true.
+    Alert(String),
     /// The brake: share of the target's CPU time that tracing took, and the
     /// limit (0 to 1).
     Overhead {

@@ -12,13 +12,14 @@
 //! | --- | --- |
 //! | `schema_version` | 1 |
 //! | `tool` | `name`, `version` |
+//! | `sequence` | of objects printed by `--format json-lines`: their number, from 1, the last report's included; where one is missing, nobody read it in time. `null` in files |
 //! | `process` | `pid`, `name`, `exe`, `started` |
 //! | `started` | when events began to count |
 //! | `taken` | when this report was taken |
 //! | `elapsed_ns` | how long events had counted by then |
 //! | `enabled_ns`, `enabled_uncertainty_ns` | the same beginning on `CLOCK_MONOTONIC`: the true instant lies within \[`enabled_ns` - `enabled_uncertainty_ns`, `enabled_ns`\] |
 //! | `disabled_ns`, `disabled_uncertainty_ns` | likewise, when events ceased to count; `null` while they do |
-//! | `end` | `null` while tracing, else `reason`: `duration`, `signal` (with `signal`), `target_exit`, `target_exec`, `output_closed` or `overhead` (with `cost` and `limit`, shares of the target's CPU time) |
+//! | `end` | `null` while tracing, else `reason`: `duration`, `signal` (with `signal`), `target_exit`, `target_exec`, `output_closed`, `probes_lost`, `alert` (with `alert`, the condition) or `overhead` (with `cost` and `limit`, shares of the target's CPU time) |
 //! | `options` | options that shape the report, name to value; one given several times has its values joined by `, ` |
 //! | `features` | name to `available`, `used`, and what is done `instead` (`null` where it is used, or nothing uses it yet) |
 //! | `watched` | list of `path`, `build_id`, `functions` |
@@ -74,9 +75,24 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// # Errors
 /// When it can't be serialized, which would be a defect.
 pub fn render(report: &Report) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec(&Document::of(report))?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    Ok(line(&Document::of(report))?.into_bytes())
+}
+
+/// The report as one of several lines, the how manieth.
+///
+/// # Errors
+/// As for [`render`].
+pub fn render_numbered(report: &Report, sequence: u64) -> anyhow::Result<String> {
+    line(&Document {
+        sequence: Some(sequence),
+        ..Document::of(report)
+    })
+}
+
+fn line(document: &Document<'_>) -> anyhow::Result<String> {
+    let mut line = serde_json::to_string(document)?;
+    line.push('\n');
+    Ok(line)
 }
 
 /// The root object; the module's documentation describes its fields.
@@ -84,6 +100,7 @@ pub fn render(report: &Report) -> anyhow::Result<Vec<u8>> {
 pub struct Document<'a> {
     schema_version: u32,
     tool: Tool,
+    sequence: Option<u64>,
     process: Process<'a>,
     started: String,
     taken: String,
@@ -92,7 +109,7 @@ pub struct Document<'a> {
     enabled_uncertainty_ns: u64,
     disabled_ns: Option<u64>,
     disabled_uncertainty_ns: Option<u64>,
-    end: Option<End>,
+    end: Option<End<'a>>,
     options: BTreeMap<&'a str, String>,
     features: BTreeMap<&'static str, Feature>,
     watched: Vec<Watched<'a>>,
@@ -129,9 +146,10 @@ struct Process<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct End {
+struct End<'a> {
     reason: &'static str,
     signal: Option<&'static str>,
+    alert: Option<&'a str>,
     cost: Option<f64>,
     limit: Option<f64>,
 }
@@ -293,6 +311,7 @@ impl<'a> Document<'a> {
                 name: env!("CARGO_PKG_NAME"),
                 version: env!("CARGO_PKG_VERSION"),
             },
+            sequence: None,
             process: Process::of(&report.process),
             started: time_of_day(&trace.started),
             taken: time_of_day(&report.taken),
@@ -343,11 +362,12 @@ impl<'a> Process<'a> {
     }
 }
 
-impl End {
-    fn of(end: &EndReason) -> Self {
+impl<'a> End<'a> {
+    fn of(end: &'a EndReason) -> Self {
         let plain = |reason| Self {
             reason,
             signal: None,
+            alert: None,
             cost: None,
             limit: None,
         };
@@ -361,6 +381,10 @@ impl End {
             EndReason::TargetExec => plain("target_exec"),
             EndReason::OutputClosed => plain("output_closed"),
             EndReason::ProbesLost => plain("probes_lost"),
+            EndReason::Alert(condition) => Self {
+                alert: Some(condition),
+                ..plain("alert")
+            },
             EndReason::Overhead { cost, limit } => Self {
                 cost: Some(*cost),
                 limit: Some(*limit),

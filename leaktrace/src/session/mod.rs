@@ -1,6 +1,7 @@
 //! A trace from its first to its last moment: chooses and prepares, attaches,
 //! watches, detaches, reports. The only module that knows the order of things.
 
+mod alarm;
 mod attach;
 mod brake;
 mod calibration;
@@ -8,6 +9,7 @@ mod command;
 mod estimate;
 mod messages;
 mod observation;
+mod on_alert;
 mod plan;
 mod progress;
 mod rehearsal;
@@ -25,6 +27,7 @@ use anyhow::Result;
 
 use crate::{
     aggregate::AgeFilter,
+    alert::GrowthTest,
     bpf::{Limits, ObjectSource},
     exit::Outcome,
     model::{SortKey, Weight},
@@ -33,6 +36,7 @@ use crate::{
     unwind::UnwindMode,
 };
 
+pub use alarm::AlertOptions;
 pub use brake::Brake;
 
 /// What a trace does, apart from whom it traces.
@@ -48,6 +52,12 @@ pub struct TraceOptions {
     pub duration: Option<Duration>,
     /// No tables.
     pub quiet: bool,
+    /// How tables and the last report are printed.
+    pub format: PrintFormat,
+    /// What to look out for.
+    pub alerts: AlertOptions,
+    /// What to fail for at the end.
+    pub fail_if_growth: Option<GrowthTest>,
     /// Outputs asked for.
     pub outputs: Vec<Destination>,
     /// Whether to write the usual files when none are asked for.
@@ -86,6 +96,15 @@ pub struct TraceOptions {
     pub empty_programs: bool,
 }
 
+/// What is printed on stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrintFormat {
+    /// Tables and a summary for a person.
+    Text,
+    /// A JSON report a line.
+    JsonLines,
+}
+
 impl TraceOptions {
     /// What shapes the report, by the options' names.
     fn describe(&self) -> Vec<(String, String)> {
@@ -118,6 +137,17 @@ impl TraceOptions {
                 UnwindMode::Dwarf => Some("dwarf".to_owned()),
                 UnwindMode::FramePointers => Some("fp".to_owned()),
             },
+        );
+        for condition in &self.alerts.conditions {
+            say("alert", Some(condition.to_string()));
+        }
+        say("until-alert", self.alerts.end.then(String::new));
+        say(
+            "fail-if-growth",
+            self.fail_if_growth.map(|test| {
+                test.tolerated
+                    .map_or_else(String::new, |most| format!("{most}/min"))
+            }),
         );
         say("debuginfod", self.debuginfod.then(String::new));
         say("no-inlines", (!self.inlined).then(String::new));

@@ -1,7 +1,10 @@
 //! The time between the first probe and the last.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -17,7 +20,7 @@ use super::{
     brake::{Brake, CostWatch, Period},
     plan::Plan,
     progress::Progress,
-    reporter::{Finished, Reporter},
+    reporter::{Finished, Last, Reporter},
     signals::{Request, Signals},
     snapshot::{self, AllocRate, Snapshot},
     trampoline,
@@ -25,8 +28,9 @@ use super::{
 };
 use crate::{
     aggregate::AgeFilter,
+    alert::{Alerts, Figures, Firing, MemoryLimit, Recent},
     bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
-    model::{EndReason, MemorySample},
+    model::{EndReason, MemorySample, Sums},
     output::screen::Screen,
     target::{
         Process,
@@ -65,6 +69,15 @@ pub struct Watch {
     pub unwinding: Unwinding,
     /// When the mark was set, on the clock of blocks.
     pub mark_ns: Option<u64>,
+    pub alerts: Alerts,
+    /// How live bytes moved lately.
+    pub recent: Recent,
+    /// How many sites grow, as the reporter has found out.
+    pub growing_sites: Arc<AtomicUsize>,
+    /// The machine's memory, bytes.
+    pub machine_memory: u64,
+    /// The alerts that ended the trace.
+    pub fired: Vec<Firing>,
 }
 
 /// Figures of the last check.
@@ -159,7 +172,9 @@ impl Watch {
                     self.look_for_trampoline(maps)?;
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
-                        self.look_around(maps, reporter)?;
+                        if let Some(end) = self.look_around(maps, reporter)? {
+                            return Ok(end);
+                        }
                     } else if checks < LEARN_EVERY {
                         // Of a process that soon ends, at least this is known.
                         self.sample_memory();
@@ -277,10 +292,11 @@ impl Watch {
         Ok(())
     }
 
-    /// Learns new stacks, and how much memory is used.
-    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
+    /// Learns new stacks, and how much memory is used; whether that is what
+    /// somebody wanted to know.
+    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<Option<EndReason>> {
         self.sample_memory();
-        reporter.learn(Snapshot {
+        let snapshot = Snapshot {
             taken: jiff::Zoned::now(),
             elapsed: self.started.elapsed(),
             end: None,
@@ -292,8 +308,39 @@ impl Watch {
             cost_cpus: None,
             memory: self.memory,
             memory_read: self.memory_read,
-        });
-        Ok(())
+        };
+        let figures = self.figures(&snapshot);
+        let fired = self.alerts.due(snapshot.elapsed, &figures);
+        reporter.learn(snapshot);
+        let Some(first) = fired.first() else {
+            return Ok(None);
+        };
+        if self.options.alerts.end {
+            let end = EndReason::Alert(first.condition.to_string());
+            self.fired = fired;
+            return Ok(Some(end));
+        }
+        // That tables tell the rate since the table before is not to change.
+        let snapshot = self.snapshot(maps, &mut AllocRate::new(), true)?;
+        reporter.alert(snapshot, fired);
+        Ok(None)
+    }
+
+    fn figures(&mut self, snapshot: &Snapshot) -> Figures {
+        let held = |of: fn(&Sums) -> u64| snapshot.sums.iter().map(|(_, sums)| of(sums)).sum();
+        let live_bytes = held(Sums::live_bytes);
+        self.recent.push(snapshot.elapsed, live_bytes);
+        Figures {
+            live_bytes,
+            live_blocks: held(Sums::live_blocks),
+            growth_per_minute: self.recent.per_minute(),
+            growing_sites: self.growing_sites.load(Ordering::Relaxed),
+            memory: self.memory,
+            memory_limit: MemoryLimit::tightest(
+                self.memory.cgroup_limit,
+                Some(self.machine_memory),
+            ),
+        }
     }
 
     fn sample_memory(&mut self) {
@@ -390,6 +437,11 @@ impl Watch {
             memory: self.memory,
             memory_read: self.memory_read,
         };
-        reporter.finish(snapshot, disabled, notes)
+        reporter.finish(Last {
+            snapshot,
+            disabled,
+            notes,
+            fired: self.fired,
+        })
     }
 }

@@ -10,3 +10,4 @@ mod teeth;
 mod tests;
 
 pub use history::{AGES, Aged, History, Sample};
+pub(crate) use line::theil_sen;

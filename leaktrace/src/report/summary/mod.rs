@@ -253,6 +253,9 @@ fn ending(report: &Report) -> String {
         Some(EndReason::Signal(signal)) => format!(", ended by {signal}"),
         Some(EndReason::TargetExit) => format!(", until {process} exited"),
         Some(EndReason::TargetExec) => format!(", until {process} replaced itself by exec"),
+        Some(EndReason::Alert(condition)) => {
+            format!(", ended by --until-alert ({})", name::clean(condition))
+        }
         Some(EndReason::OutputClosed) => ", until nobody read the output any more".to_owned(),
         Some(EndReason::ProbesLost) => {
             ", until leaktrace's process that holds the probes was killed".to_owned()
