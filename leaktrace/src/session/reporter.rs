@@ -28,7 +28,11 @@ use crate::{
         table::{self, TableOptions},
     },
     say,
-    target::{Process, mapped_file::MappedFile, mapping::Device, mapping_watch::MappingWatch},
+    target::{
+        Process,
+        mapped_file::{FileIdentity, MappedFile},
+        mapping_watch::MappingWatch,
+    },
 };
 
 /// How long the last report waits for debug information that is being fetched.
@@ -75,7 +79,7 @@ pub struct Workshop {
     pub process: Arc<Process>,
     pub mappings: Arc<Mutex<MappingWatch>>,
     /// Files in which an allocator was looked for.
-    pub examined: HashSet<(Device, u64)>,
+    pub examined: HashSet<FileIdentity>,
     /// How many of them have one and were loaded after the probes were set.
     pub late_allocators: u64,
     pub ability: KernelAbility,
@@ -195,7 +199,7 @@ impl Workshop {
     /// them, since they were loaded after the probes were set.
     fn look_for_allocators(&mut self, mapped: &[Arc<MappedFile>]) {
         for file in mapped {
-            if !self.examined.insert((file.device(), file.inode())) {
+            if !self.examined.insert(file.identity()) {
                 continue;
             }
             if let Ok(late) = Plan::of(std::slice::from_ref(file), self.ability)

@@ -14,7 +14,7 @@ use leaktrace_common::unwind::{
     FileRecord, IS_EXAMINED, KEEPS_FRAME_POINTERS, MAX_MAPPINGS, Mapping,
 };
 
-use super::{Key, Made, Stage, Subject, Wanted, key, lock, wait::Wait};
+use super::{Key, Made, Stage, Subject, Wanted, lock, wait::Wait};
 use crate::{
     bpf::Maps,
     host::priority,
@@ -246,7 +246,7 @@ impl Publisher {
                 continue;
             }
             // Once: a file that is changed has the same key and another number.
-            match self.prepared.remove(&key(image)) {
+            match self.prepared.remove(&image.identity()) {
                 Some(record) => {
                     self.maps.unwind().write_file(number.0.into(), record);
                     are_assigned = true;
