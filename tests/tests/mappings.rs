@@ -36,6 +36,11 @@ fn main() -> ExitCode {
         case("one_library_in_the_place_of_another", C, swapped_by_loader).without_all(),
         case("one_file_mapped_over_another", C, swapped_by_hand),
         case(
+            "one_file_over_another_as_a_third_is_unloaded",
+            C,
+            swapped_beside,
+        ),
+        case(
             "one_library_in_the_place_of_another_unseen",
             C,
             swapped_unseen,
@@ -89,6 +94,13 @@ fn truth(size: u64) -> Result<Vec<&'static [&'static str]>> {
                 "deeper in one",
                 "swap in one",
                 "call",
+                "swap_beside_loader",
+            ],
+            &[
+                "take",
+                "deeper in one",
+                "swap in one",
+                "call",
                 "load_before_leaving",
             ],
         ],
@@ -106,6 +118,13 @@ fn truth(size: u64) -> Result<Vec<&'static [&'static str]>> {
                 "swap in two",
                 "call",
                 "swap_by_hand",
+            ],
+            &[
+                "take",
+                "deeper in two",
+                "swap in two",
+                "call",
+                "swap_beside_loader",
             ],
             &[
                 "take",
@@ -247,9 +266,18 @@ fn is_asked(report: &Report) -> bool {
 /// Nobody tells of what is mapped by hand, so the files there are doubted once it
 /// is seen.
 fn swapped_by_hand() -> Result<()> {
+    swapped("hand")
+}
+
+/// What the loader tells at the same time is about something else.
+fn swapped_beside() -> Result<()> {
+    swapped("beside")
+}
+
+fn swapped(command: &str) -> Result<()> {
     let mut fixture = fixture()?;
     let tracer = Start::attach(fixture.pid())?.attached()?;
-    fixture.tell("hand")?;
+    fixture.tell(command)?;
     let report = tracer.report()?;
     let ends = check(&report)?;
     let doubted = "something else was mapped in place of libswap_one.so";

@@ -23,7 +23,8 @@ pub struct MappingWatch {
     source: Source,
     code: CodeMappings,
     files: HashMap<ShownFile, Arc<MappedFile>>,
-    /// The executable mappings as they were just read; `None` when they could not be.
+    /// The mappings of code and files as they were just read; `None` when they could
+    /// not be.
     now: Option<Vec<Mapping>>,
     /// The process's root directory when it was last seen.
     root: Option<OwnedFd>,
@@ -116,7 +117,8 @@ impl MappingWatch {
             && !now.is_empty()
         {
             self.code.settle(&now);
-            self.now = Some(now.iter().filter(|one| one.executable).cloned().collect());
+            let kept = now.iter().filter(|one| one.executable || one.is_file());
+            self.now = Some(kept.cloned().collect());
             let unopened: Vec<Mapping> = now
                 .into_iter()
                 .filter(|mapping| !self.files.contains_key(&mapping.shown_file()))
@@ -140,7 +142,7 @@ impl MappingWatch {
     }
 
     /// As [`Self::current`], but only those that the process has: what it had
-    /// before is over. `None` when they can't be read: it has ended, mostly.
+    /// before is over; with what else it maps of files. `None` when they can't be read: it has ended, mostly.
     pub fn mapped_now(
         &mut self,
         process: &Process,
