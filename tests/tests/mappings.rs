@@ -4,7 +4,11 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    io::Write as _,
     process::{ExitCode, Stdio},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +23,8 @@ use leaktrace_tests::{
 const C: &[Need] = &[Need::Tracing, Need::C];
 /// How a complete stack ends.
 const COMPLETE: &str = "complete";
+/// How one ends through a file that is doubted.
+const REPLACED: &str = "something else was mapped in place of libswap_one.so";
 
 /// Sizes, as in the fixture.
 const IN_ONE: u64 = 1001;
@@ -35,6 +41,7 @@ fn main() -> ExitCode {
         case("one_library_in_the_place_of_another", C, swapped_by_loader).without("find_vma"),
         case("one_library_in_the_place_of_another", C, swapped_by_loader).without_all(),
         case("one_file_mapped_over_another", C, swapped_by_hand),
+        case("an_overwritten_file_is_doubted", C, overwritten),
         case(
             "one_file_over_another_as_a_third_is_unloaded",
             C,
@@ -280,10 +287,46 @@ fn swapped(command: &str) -> Result<()> {
     fixture.tell(command)?;
     let report = tracer.report()?;
     let ends = check(&report)?;
-    let doubted = "something else was mapped in place of libswap_one.so";
     let of_one = ends.get(&IN_ONE).context("no calls")?;
-    ensure!(of_one.contains_key(doubted), "{of_one:?}");
+    ensure!(of_one.contains_key(REPLACED), "{of_one:?}");
     ensure!(count(&ends, IN_ONE).1 == 0, "{of_one:?}");
+    Ok(())
+}
+
+/// As `cp` does it: what is mapped changes with the file, and when is not known.
+fn overwritten() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let library = directory.path().join("libswap_one.so");
+    fs::copy(build::library("swap_one")?, &library)?;
+    let other = fs::read(build::library("swap_two")?)?;
+    let mut fixture = Fixture::start("mappings", &[&library.display().to_string()])?;
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    fixture.send("load 150 10")?;
+    thread::sleep(Duration::from_millis(500));
+    // Not cut off first: then it could not run meanwhile.
+    let mut file = fs::OpenOptions::new().write(true).open(&library)?;
+    file.write_all(&other)?;
+    fixture.expect("done")?;
+    let report = tracer.report()?;
+    // How many blocks, by size and end: what is allocated changes, too.
+    let mut ends: BTreeMap<(u64, &str), u64> = BTreeMap::new();
+    for stack in &report.stacks {
+        if functions(stack).iter().any(|name| name == "swap in one") {
+            let size = stack.alloc_bytes / stack.alloc_blocks.max(1);
+            *ends.entry((size, &*stack.end)).or_default() += stack.alloc_blocks;
+        }
+    }
+    let complete: Vec<u64> = ends
+        .keys()
+        .filter_map(|(size, end)| (*end == COMPLETE).then_some(*size))
+        .collect();
+    ensure!(
+        complete == [IN_TWO],
+        "stacks through what the file was are complete, or none is any more: {ends:?}"
+    );
+    eprintln!("{ends:?}");
+    let is_doubted = ends.keys().any(|(_, end)| *end == REPLACED);
+    ensure!(is_doubted, "{ends:?}");
     Ok(())
 }
 
