@@ -69,10 +69,11 @@ pub fn attached(
     time: &jiff::Zoned,
 ) -> String {
     format!(
-        "attached to {} ({}): {} in {files} (-v lists them), {}",
+        "attached to {} ({}): {} in {} (-v lists them), {}",
         process.pid,
         name::clean(&process.name),
         quantity::things(functions as u64, "function"),
+        name::clean(files),
         time.strftime("%Y-%m-%d %H:%M:%S %z"),
     )
 }
@@ -104,6 +105,14 @@ pub fn how_to_end(directory: Option<&Path>, is_command: bool) -> String {
         }
         (None, false) => "Ctrl-C detaches and reports".to_owned(),
     }
+}
+
+/// Lines about the target's files, whose names are anybody's.
+pub fn about_files(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
+    lines
+        .into_iter()
+        .map(|line| name::clean(line.as_ref()).into_owned())
+        .collect()
 }
 
 /// Why `run` does not end with its trace.
@@ -157,4 +166,15 @@ pub fn self_check(check: &SelfCheck) -> String {
         ));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_do_nothing_to_the_terminal() {
+        let lines = about_files(["/tmp/\u{1b}[2Jlib\nfoo.so can't be read", "fine"]);
+        assert_eq!(lines, ["/tmp/\u{fffd}[2Jlib foo.so can't be read", "fine"]);
+    }
 }
