@@ -21,4 +21,6 @@ pub mod report;
 pub mod session;
 pub mod symbolize;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod unwind;

@@ -21,9 +21,7 @@ use super::{
 };
 
 fn not_run(test: &str, reason: &str) {
-    // Not with println, which the test harness would keep.
-    let line = format!("NOT RUN: target::mapping_watch::tests::{test}: {reason}");
-    writeln!(io::stdout(), "{line}").unwrap();
+    crate::testing::not_run(module_path!(), test, reason);
 }
 
 /// `None`, and a line that says so, where this is not allowed.
