@@ -2,25 +2,26 @@
 //! what is common to both ways of tracing.
 
 use std::{
+    io,
     os::fd::BorrowedFd,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        mpsc::{self, Receiver},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use rustix::stdio;
+use tokio::runtime::Handle;
 
 use super::{
-    TraceOptions,
+    PrintFormat, TraceOptions,
+    alarm::{Alarm, VerdictWatch},
     brake::{Brake, CostWatch},
     calibration::{self, Calibration},
     messages,
+    observation::Observation,
     plan::Plan,
-    progress::Progress,
+    progress::{Progress, say_aside},
     reporter::{Common, Finished, Reporter, Workshop},
     signals::Signals,
     trampoline,
@@ -29,6 +30,7 @@ use super::{
 };
 use crate::{
     aggregate::Aggregator,
+    alert::{Alerts, Growth, Recent},
     allocator,
     bpf::{
         Attachment, Feature, Features, Limits, LinkKind, Maps, Program, Scope, TableRoom, Tracer,
@@ -36,15 +38,16 @@ use crate::{
     exit::Outcome,
     host::jit,
     host::privilege,
+    launch::Inherited,
     model::{Edge, EndReason, TraceInfo},
     output::{
         Outputs,
         destination::Target,
         directory::Directory,
         owner::Owner,
-        screen::Screen,
+        screen::{Screen, ScreenEnd},
         stream,
-        terminal::{Terminal, fitted_to_stderr},
+        terminal::Terminal,
     },
     probe_site::{KernelAbility, NopAbility},
     report::{export::Format, quantity, summary, summary::SummaryOptions},
@@ -221,6 +224,8 @@ pub struct Subject {
     pub own_system_rate: f64,
     /// How often it may exec before its image is another one.
     pub expected_execs: u64,
+    /// What leaktrace was started with, for commands that it runs.
+    pub inherited: Inherited,
 }
 
 /// Watches until something ends the trace; the last report.
@@ -244,7 +249,10 @@ pub fn observe(
         unwinding,
         own_system_rate,
         expected_execs,
+        inherited,
     } = subject;
+    let alarm = Alarm::new(&options.alerts, &inherited)?;
+    let growing_sites = Arc::default();
     let trampoline_found = trampoline::find(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
     let mut symbolizer = symbolizer(&process, Arc::clone(&code), options);
@@ -292,6 +300,7 @@ pub fn observe(
             notes,
         },
         aggregator: Aggregator::new(symbolizer, code),
+        observation: Observation::new(&memory_at_start),
         maps: live.maps,
         process: Arc::clone(&process),
         mappings,
@@ -300,6 +309,10 @@ pub fn observe(
         ability: workbench.ability,
         outputs,
         screen: screen.clone(),
+        lines: 0,
+        alarm,
+        verdicts: VerdictWatch::new(&options.alerts),
+        growing_sites: Arc::clone(&growing_sites),
         options: options.clone(),
     })?;
     let watch = Watch {
@@ -317,7 +330,13 @@ pub fn observe(
         expected_execs,
         trampoline_found,
         silent_periods: 0,
+        mark_ns: None,
         unwinding,
+        alerts: Alerts::new(&options.alerts.conditions, options.alerts.every),
+        recent: Recent::default(),
+        growing_sites,
+        machine_memory: available::machine_memory(),
+        fired: Vec::new(),
     };
     let finished = runtime.block_on(watch.run(
         reporter,
@@ -352,18 +371,6 @@ fn greeting(
     let directory = outputs.directory().map(Directory::path);
     lines.push(messages::how_to_end(directory, from_start));
     lines
-}
-
-/// Writes to stderr without waiting for it: probes are in, and a blocked
-/// terminal must not keep the brake and signals from working. The receiver is
-/// told when it is written.
-fn say_aside(text: String) -> Receiver<()> {
-    let (sender, written) = mpsc::channel();
-    std::thread::spawn(move || {
-        say!("{}", fitted_to_stderr(&text));
-        let _ = sender.send(());
-    });
-    written
 }
 
 /// Where the probes are and what has none, with `-v`.
@@ -463,12 +470,76 @@ fn screen(
     } else {
         stdio::stdout()
     };
-    let screen = Screen::start(fd).context("opening the screen")?;
+    let room = match options.format {
+        PrintFormat::Text => 0,
+        PrintFormat::JsonLines => ROOM_FOR_LINES,
+    };
+    let screen = Screen::start(fd, room).context("opening the screen")?;
     Ok(Some((Arc::new(screen), fd)))
 }
 
-/// Prints the last report.
+/// Bytes of JSON that wait for a reader who is slow.
+const ROOM_FOR_LINES: usize = 16 << 20;
+
+/// Prints the last report. Inside the runtime.
 pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
+    let printed = match &finished.line {
+        Some(line) => print_line(line, finished),
+        None => {
+            print_summary(finished, options);
+            true
+        }
+    };
+    for failure in &finished.failures {
+        say!("leaktrace: {failure}");
+    }
+    if options.verbose {
+        say!("{}", messages::self_check(&finished.report.self_check));
+    }
+    let growth = match options.fail_if_growth {
+        Some(test) => test.judge(&finished.report),
+        None => Growth::None,
+    };
+    if let Some(text) = messages::growth(&growth) {
+        say!("{text}");
+    }
+    match (&finished.report.end, growth) {
+        (Some(EndReason::Overhead { .. }), _) => Outcome::Refused,
+        _ if !printed || !finished.failures.is_empty() => Outcome::Failed,
+        (_, Growth::Found(_)) => Outcome::Grew,
+        _ => Outcome::Reported,
+    }
+}
+
+/// Prints the last report as a line of JSON, and for a person what was written;
+/// whether that worked, as far as anybody reads it.
+fn print_line(line: &str, finished: &Finished) -> bool {
+    let result = match &finished.screen {
+        // After those lines that wait, and not into them.
+        Some(screen) => Handle::current().block_on(screen.finish(line.to_owned())),
+        None => stream::write_all(stdio::stdout(), line.as_bytes())
+            .or_else(stream::closed_is_fine)
+            .map_err(|errno| ScreenEnd::Failed(io::Error::from(errno).to_string())),
+    };
+    let closing = summary::closing(&finished.written);
+    if !closing.is_empty() {
+        say!("{}", closing.trim());
+    }
+    let dropped = finished.screen.as_ref().map_or(0, |it| it.dropped());
+    if dropped > 0 {
+        say!("{}", messages::dropped_lines(dropped));
+    }
+    match result {
+        Ok(()) | Err(ScreenEnd::Closed) => true,
+        Err(ScreenEnd::Failed(reason)) => {
+            say!("leaktrace: cannot write to stdout: {reason}");
+            false
+        }
+    }
+}
+
+/// Prints the last report for a person.
+fn print_summary(finished: &Finished, options: &TraceOptions) {
     let to_stderr = options
         .outputs
         .iter()
@@ -498,16 +569,12 @@ pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
     };
     let text = summary + &summary::closing(&finished.written);
     // A reader that is gone has had enough.
-    let _ = stream::write_all(out, text.as_bytes());
-    for failure in &finished.failures {
-        say!("leaktrace: {failure}");
-    }
-    if options.verbose {
-        say!("{}", messages::self_check(&finished.report.self_check));
-    }
-    match finished.report.end {
-        Some(EndReason::Overhead { .. }) => Outcome::Refused,
-        _ if !finished.failures.is_empty() => Outcome::Failed,
-        _ => Outcome::Reported,
+    match &finished.screen {
+        Some(screen) => {
+            let _ = Handle::current().block_on(screen.finish(text));
+        }
+        None => {
+            let _ = stream::write_all(out, text.as_bytes());
+        }
     }
 }

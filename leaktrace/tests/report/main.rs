@@ -5,10 +5,11 @@
 #[path = "fixture.rs"]
 mod fixture;
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use leaktrace::{
-    model::{EndReason, Report, SortKey, Weight},
+    alert::{Growth, GrowthTest},
+    model::{EndReason, Rate, Report, SortKey, Trend, Verdict, Weight},
     report::{
         export::{ExportOptions, Format},
         flamegraph, folded,
@@ -134,6 +135,10 @@ fn summary_of_a_short_run_that_misses_nothing() {
 fn filters_by_age_are_named_where_their_sites_are() {
     let mut report = fixture::leaking();
     report.trace.options = vec![("min-age".to_owned(), "30s".to_owned())];
+    let text = summary(&report);
+    let title = "The growing site with --min-age 30s (growth and freed are of blocks of any age):";
+    assert!(text.contains(title), "{text}");
+    report.trace.sort = SortKey::LiveBytes;
     let text = summary(&report);
     let title = "All 4 sites with --min-age 30s, by live bytes (growth and freed are of blocks of any \
                  age):";
@@ -354,7 +359,7 @@ proptest! {
         }
         let options = SummaryOptions { width: Some(columns), colour: false, top: 10 };
         let text = summary::render(&report, &options);
-        let (sites, _) = text.split_once("\nNot").unwrap();
+        let (sites, _) = text.split_once("\nFilling").unwrap();
         for line in sites.trim_end().lines().rev().take(names.len()) {
             prop_assert!(line.width() <= columns, "{line:?}");
         }
@@ -384,4 +389,72 @@ proptest! {
         let total = format!("total_samples=\"{total}\"");
         prop_assert!(svg.contains(&total), "no line was taken for something else");
     }
+}
+
+/// A report whose sites were judged so, with rates per minute.
+fn judged(verdicts: &[(Verdict, f64)]) -> Report {
+    let mut report = fixture::leaking();
+    report.sites.truncate(verdicts.len());
+    for (site, (verdict, per_minute)) in report.sites.iter_mut().zip(verdicts) {
+        site.trend = Some(Trend {
+            verdict: *verdict,
+            confidence: 0.99,
+            rate: Rate {
+                per_minute: *per_minute,
+                low: 0.0,
+                high: per_minute * 2.0,
+            },
+            observed: report.elapsed,
+            steady: None,
+            period: None,
+        });
+    }
+    report
+}
+
+#[test]
+fn growth_is_what_is_judged_so_and_faster_than_tolerated() {
+    let found = |report: &Report, tolerated| match (GrowthTest { tolerated }).judge(report) {
+        Growth::Found(sites) => sites.iter().map(|site| site.stack_id).collect(),
+        Growth::None | Growth::TooEarly { .. } => Vec::new(),
+    };
+    let report = judged(&[
+        (Verdict::Filling, 9e9),
+        (Verdict::Growing, 1e6),
+        (Verdict::Growing, 2e6),
+    ]);
+    let ids: Vec<_> = report.sites.iter().map(|site| site.stack_id).collect();
+    assert_eq!(found(&report, None), [ids[2], ids[1]]);
+    assert_eq!(found(&report, Some(1e6)), [ids[2]]);
+    assert_eq!(found(&report, Some(2e6)), [0; 0]);
+    let bounded = judged(&[(Verdict::Flat, 0.0), (Verdict::Filling, 1e9)]);
+    let nothing = GrowthTest::default().judge(&bounded);
+    assert!(matches!(nothing, Growth::None), "{nothing:?}");
+}
+
+#[test]
+fn growth_that_can_not_be_told_yet_is_none_and_is_said() {
+    let mut report = judged(&[(Verdict::TooEarly, 1e9), (Verdict::Flat, 0.0)]);
+    report.elapsed = Duration::from_secs(12);
+    let live = report.sites[0].sums.live_bytes();
+    let expect = |report: &Report, held: u64| {
+        let growth = GrowthTest::default().judge(report);
+        let Growth::TooEarly {
+            sites: 1,
+            live_bytes,
+            traced,
+        } = growth
+        else {
+            panic!("{growth:?}")
+        };
+        assert_eq!((live_bytes, traced), (held, report.elapsed));
+    };
+    expect(&report, live);
+    // Nobody has looked.
+    report.sites[0].trend = None;
+    expect(&report, live);
+    // What is held no more is no leak.
+    report.sites[0].sums.freed_bytes = report.sites[0].sums.alloc_bytes;
+    let growth = GrowthTest::default().judge(&report);
+    assert!(matches!(growth, Growth::None), "{growth:?}");
 }
