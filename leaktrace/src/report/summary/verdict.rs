@@ -197,6 +197,7 @@ pub(super) fn others(report: &Report, page: &mut Page) {
                     "Filling: {held}: rises ever more slowly, as a cache on its way to its bound."
                 ),
             ),
+            Verdict::TooEarly if is_early(report) => {}
             Verdict::TooEarly => page.say(Look::Plain, format!("Too early to tell: {held}.")),
             _ => {
                 sites += sums.sites;
