@@ -28,6 +28,8 @@ const APPROACHES: [f64; 9] = [0.25, 0.5, 0.8, 1.2, 1.8, 2.6, 4.0, 7.0, 14.0];
 const BESIDE: [f64; 6] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
 /// Powers of time: caches of which some keys are asked for much more often.
 const POWERS: [f64; 5] = [0.2, 0.35, 0.5, 0.65, 0.8];
+/// Evidence, weighted with how much it slows down, that is believed.
+const SLOWS: f64 = 5.0;
 /// Where growth ends, as shares of the span.
 const ENDS: [f64; 12] = [
     0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95,
@@ -83,6 +85,13 @@ impl Trial<'_> {
 }
 
 impl Bend {
+    /// Whether it slows down, and by enough for that to be sure.
+    pub fn slows(&self) -> bool {
+        self.remaining < 0.75
+            && self.evidence > 8.0
+            && self.evidence * (1.0 - self.remaining) > SLOWS
+    }
+
     /// For points in the order of time; `None` for too few.
     pub fn of(points: &[Point], carried: f64) -> Option<Self> {
         let (first, last) = (points.first()?.0, points.last()?.0);

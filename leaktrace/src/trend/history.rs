@@ -87,6 +87,11 @@ struct Seen {
     integral: f64,
     /// Usual time between two looks.
     usual_ms: u64,
+    /// How often `held` moved from one look to the next, and how often the other
+    /// way than before.
+    moves: u32,
+    turns: u32,
+    falling: bool,
 }
 
 /// From this time lived on, time lived is the trace's less a constant.
@@ -148,6 +153,12 @@ impl History {
         seen.last = sample;
         if sample.held != last.held {
             seen.changed_ms = lived_ms;
+            let falling = sample.held < last.held;
+            seen.moves = seen.moves.saturating_add(1);
+            seen.turns = seen
+                .turns
+                .saturating_add(u32::from(falling != seen.falling));
+            seen.falling = falling;
         }
         if jumped {
             self.anchor(lived_ms, millis(sample.at));
@@ -201,6 +212,13 @@ impl History {
         )
     }
 
+    /// Whether it moves up and down from look to look, in no direction for long.
+    pub(super) fn trembles(&self) -> bool {
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| seen.turns > seen.moves / 2)
+    }
+
     /// The first and the last look.
     pub(super) fn ends(&self) -> Option<(Sample, Sample)> {
         self.seen.as_ref().map(|seen| (seen.first, seen.last))
@@ -235,7 +253,6 @@ impl History {
         let width_ms = FIRST_WIDTH_MS << shift;
         let mut grid = Grid {
             width: width_ms as f64 / 1000.0,
-            last_width: (seen.lived_ms % width_ms) as f64 / 1000.0,
             cells: Vec::new(),
         };
         let mut made = seen.first.made;
@@ -280,6 +297,9 @@ impl History {
             summed_ms: 0,
             integral: 0.0,
             usual_ms: 0,
+            moves: 0,
+            turns: 0,
+            falling: false,
         });
         self.cells.push(Cell::still(0, 0.0, 0.0, sample.made));
         self.anchor(0, millis(sample.at));

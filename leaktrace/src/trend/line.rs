@@ -34,6 +34,8 @@ pub(super) struct Line {
     pub freedom: f64,
     /// Share of an error that is carried to the next point.
     pub carried: f64,
+    /// How far points are off the first line.
+    pub spread: f64,
 }
 
 /// Scores are not told apart above this.
@@ -44,32 +46,31 @@ const NINETY: f64 = 1.645;
 impl Line {
     /// The straight line through points in the order of time; `None` for too few.
     pub fn through(points: &[Point]) -> Option<Self> {
+        Self::carrying(points, 0.0)
+    }
+
+    /// The same, when it is known that at least so much is carried.
+    pub fn carrying(points: &[Point], least: f64) -> Option<Self> {
         if points.len() < 3 {
             return None;
         }
         let slope = theil_sen(points)?;
-        Self::with_carried(points, carried(points, slope))
+        let (carried, spread) = errors(points, slope);
+        let line = Self::with_carried(points, carried.max(least))?;
+        Some(Self { spread, ..line })
     }
 
-    /// The same, when it is known how much is carried.
     fn with_carried(points: &[Point], carried: f64) -> Option<Self> {
         let times = whiten(points.iter().map(|point| point.0), carried);
         let values = whiten(points.iter().map(|point| point.1), carried);
         let level = whiten(points.iter().map(|_| 1.0), carried);
         let fit = Fit::of(&[&level], &times, &values)?;
-        Some(fit.line(points.len() as f64 - 2.0, carried))
-    }
-
-    /// What rises beyond what follows from something else, which has a value at
-    /// each of the points.
-    pub fn beyond(points: &[Point], other: &[f64]) -> Option<Self> {
-        let carried = Self::through(points)?.carried;
-        let times = whiten(points.iter().map(|point| point.0), carried);
-        let values = whiten(points.iter().map(|point| point.1), carried);
-        let level = whiten(points.iter().map(|_| 1.0), carried);
-        let other = whiten(other.iter().copied(), carried);
-        let fit = Fit::of(&[&level, &other], &times, &values)?;
-        Some(fit.line(points.len() as f64 - 3.0, carried))
+        let mut line = fit.line(points.len() as f64 - 2.0, carried);
+        // Points are kept with 24 bits.
+        let highest = points.iter().map(|point| point.1.abs()).fold(0.0, f64::max);
+        let rounding = highest * f64::from(f32::EPSILON) / fit.weight.sqrt();
+        line.error = line.error.max(rounding);
+        Some(line)
     }
 
     /// How sure it is that it rises: the standard normal deviate that is as
@@ -87,6 +88,16 @@ impl Line {
         let reach = self.error * student_quantile(NINETY, self.freedom);
         (self.slope - reach, self.slope + reach)
     }
+}
+
+/// How much more there is at the end than at the beginning, as a share of the mean,
+/// when `base` is held where points are 0.
+pub(super) fn growth(points: &[Point], line: &Line, base: f64) -> f64 {
+    let (Some(first), Some(last)) = (points.first(), points.last()) else {
+        return 0.0;
+    };
+    let mean = points.iter().map(|point| point.1).sum::<f64>() / points.len() as f64 + base;
+    line.slope * (last.0 - first.0) / mean.max(f64::MIN_POSITIVE)
 }
 
 /// A value less what is carried from its predecessor.
@@ -153,6 +164,7 @@ impl Fit {
             error: (self.rest * self.doubt / freedom / self.weight).sqrt(),
             freedom,
             carried,
+            spread: 0.0,
         }
     }
 }
@@ -206,29 +218,29 @@ pub(super) fn median(values: &mut [f64]) -> Option<f64> {
     Some(*median)
 }
 
-/// The share of an error that is carried to the next point, 0 to 1.
-fn carried(points: &[Point], slope: f64) -> f64 {
+/// Of errors about a slope: the share that is carried to the next point, 0 to 1,
+/// and their standard deviation.
+fn errors(points: &[Point], slope: f64) -> (f64, f64) {
     let count = points.len() as f64;
     let mut errors: Vec<f64> = points.iter().map(|(t, y)| y - slope * t).collect();
     let mean = errors.iter().sum::<f64>() / count;
     errors.iter_mut().for_each(|error| *error -= mean);
-    let squares: f64 = errors[..errors.len() - 1].iter().map(|e| e * e).sum();
-    if squares <= 0.0 {
-        return 0.0;
+    let squares = dot(&errors, &errors);
+    let earlier = &errors[..errors.len() - 1];
+    let (before, products) = (dot(earlier, earlier), dot(earlier, &errors[1..]));
+    if before <= 0.0 {
+        return (0.0, (squares / count).sqrt());
     }
-    let products: f64 = errors.windows(2).map(|pair| pair[0] * pair[1]).sum();
-    let raw = products / squares;
+    let raw = products / before;
     // A line that was fitted takes part of what is carried with it.
     let corrected = if count > 5.0 {
         (count * raw + 2.0) / (count - 4.0)
     } else {
         raw
     };
-    if corrected > 1.0 - 1.0 / count.sqrt() {
-        1.0
-    } else {
-        corrected.max(0.0)
-    }
+    let walk = corrected > 1.0 - 2.0 / count.sqrt();
+    let carried = if walk { 1.0 } else { corrected.max(0.0) };
+    (carried, (squares / count).sqrt())
 }
 
 /// D. L. Wallace, "Bounds on normal approximations to Student's and the chi-square

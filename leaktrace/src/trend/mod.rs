@@ -8,5 +8,6 @@ mod line;
 mod teeth;
 #[cfg(test)]
 mod tests;
+mod view;
 
 pub use history::{AGES, Aged, History, Sample};

@@ -31,11 +31,6 @@ fn judge_kind(kind: usize, base: u64, count: usize) -> Vec<Judged> {
             .wrapping_add((kind * 100_000 + number) as u64);
         let series = (KINDS[kind].make)(&mut Random(seed));
         for ages in [true, false] {
-            let apart = if ages {
-                series.apart_until
-            } else {
-                series.apart_without_ages
-            };
             let mut history = History::new();
             for (second, sample) in series.samples.iter().enumerate() {
                 let mut sample = *sample;
@@ -50,7 +45,7 @@ fn judge_kind(kind: usize, base: u64, count: usize) -> Vec<Judged> {
                         ages,
                         leaks: series.leaks,
                         time,
-                        apart: (second as f64) < apart,
+                        apart: series.is_apart(second as f64, ages),
                         trend: history.judge(),
                     });
                 }
@@ -165,6 +160,40 @@ fn quality() {
             one.trend.verdict.name(),
             one.trend.rate
         );
+    }
+    for time in 0..5 {
+        for v in Verdict::ALL {
+            for apart in [false, true] {
+                let all: Vec<_> = judged
+                    .iter()
+                    .filter(|o| o.time == time && o.trend.verdict == v && o.apart == apart)
+                    .collect();
+                for bin in 0..10 {
+                    let inbin: Vec<_> = all
+                        .iter()
+                        .filter(|o| {
+                            ((o.trend.confidence * 40.0 - 30.0).max(0.0) as usize).min(9) == bin
+                        })
+                        .collect();
+                    if inbin.is_empty() {
+                        continue;
+                    }
+                    let right = inbin
+                        .iter()
+                        .filter(|o| o.leaks == (v == Verdict::Growing))
+                        .count();
+                    println!(
+                        "CAL {} {} {} {} {} {}",
+                        MINUTES[time],
+                        v.name().replace(' ', "-"),
+                        apart,
+                        bin,
+                        right,
+                        inbin.len()
+                    );
+                }
+            }
+        }
     }
     let _ = Duration::ZERO;
 }
