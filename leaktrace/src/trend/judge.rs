@@ -105,7 +105,9 @@ impl Judge<'_> {
         let gone = self.last.gone.saturating_sub(self.first.gone);
         // Half of the time nothing happened.
         let still = steady * 2 >= observed && self.grid.quiet() * 2 >= self.grid.whole().len();
-        if observed < EARLY || self.teeth.too_few(self.grid.whole().len()) {
+        let rises_for_good = matches!(rise, Rise::Steady(line) if line.score() > 8.0);
+        let too_few = self.teeth.too_few(self.grid.whole().len()) && !rises_for_good;
+        if observed < EARLY || too_few {
             return Verdict::TooEarly;
         }
         match rise {
@@ -119,8 +121,8 @@ impl Judge<'_> {
                 Verdict::Sawtooth
             }
             // Rises, but not so that anything could be said of how.
-            Rise::None if gone * 2 < made && self.grid.rises_late() => Verdict::Filling,
-            Rise::None if gone * 10 >= made => Verdict::Churn,
+            Rise::None if gone < made / 2 && self.grid.rises_late() => Verdict::Filling,
+            Rise::None if gone >= made / 10 => Verdict::Churn,
             Rise::None => Verdict::Flat,
         }
     }
@@ -171,7 +173,9 @@ impl Judge<'_> {
         } else {
             (self.views.first(), self.first.held as f64)
         };
-        view.is_some_and(|view| growth(&view.points, &view.line, base) < (1.7 * self.load).min(1.4))
+        view.is_some_and(|view| {
+            growth(&view.points, &view.line, base) < (1.7 * self.load).min(1.65)
+        })
     }
 }
 

@@ -238,7 +238,7 @@ fn errors(points: &[Point], slope: f64) -> (f64, f64) {
     } else {
         raw
     };
-    let walk = corrected > 1.0 - 2.0 / count.sqrt();
+    let walk = corrected > 1.0 - 2.6 / count.sqrt();
     let carried = if walk { 1.0 } else { corrected.max(0.0) };
     (carried, (squares / count).sqrt())
 }
@@ -256,4 +256,90 @@ fn student_quantile(normal: f64, freedom: f64) -> f64 {
     let shrink = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0);
     let size = normal / shrink;
     (freedom * (size * size / freedom).exp_m1()).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trend::tests::Random;
+
+    fn points(values: impl IntoIterator<Item = f64>) -> Vec<Point> {
+        let values = values.into_iter().enumerate();
+        values.map(|(index, value)| (index as f64, value)).collect()
+    }
+
+    /// Errors of which a share is carried to the next.
+    fn noise(random: &mut Random, carried: f64, count: usize) -> Vec<f64> {
+        let mut now = 0.0;
+        let errors = (0..count + 20).map(|_| {
+            now = carried * now + random.normal();
+            now
+        });
+        errors.skip(20).collect()
+    }
+
+    #[test]
+    fn an_exact_line_is_found_exactly() {
+        let line = Line::through(&points((0..30).map(|t| 7.0 + 3.0 * f64::from(t)))).unwrap();
+        assert!((line.slope - 3.0).abs() < 1e-9);
+        assert!(line.score() > 20.0, "{}", line.score());
+    }
+
+    #[test]
+    fn one_wild_value_does_not_turn_the_first_line() {
+        let mut values: Vec<f64> = (0..30).map(f64::from).collect();
+        values[29] = 1e6;
+        assert_eq!(theil_sen(&points(values)), Some(1.0));
+    }
+
+    #[test]
+    fn noise_is_seldom_believed_however_it_hangs_together() {
+        for carried in [0.0, 0.5, 0.9, 1.0] {
+            let mut random = Random(5);
+            let believed = (0..1000).filter(|_| {
+                let line = Line::through(&points(noise(&mut random, carried, 36))).unwrap();
+                line.score() > 3.6
+            });
+            let believed = believed.count();
+            assert!(believed <= 15, "{believed} of 1000 with {carried} carried");
+        }
+    }
+
+    #[test]
+    fn bounds_hold_the_slope_about_nine_times_of_ten() {
+        for carried in [0.0, 0.5, 1.0] {
+            let mut random = Random(6);
+            let held = (0..1000).filter(|_| {
+                let errors = noise(&mut random, carried, 36).into_iter().enumerate();
+                let values = errors.map(|(index, error)| error + 0.5 * index as f64);
+                let (low, high) = Line::through(&points(values)).unwrap().bounds();
+                low <= 0.5 && 0.5 <= high
+            });
+            let held = held.count();
+            assert!(held >= 830, "{held} of 1000 with {carried} carried");
+        }
+    }
+
+    #[test]
+    fn steps_count_by_their_number() {
+        let steps = |count: usize| {
+            let every = 36 / count;
+            let values = (0..36).map(|index| (index / every) as f64);
+            Line::through(&points(values)).unwrap().score()
+        };
+        assert!(steps(2) < 3.0, "{}", steps(2));
+        assert!(steps(18) > 3.6, "{}", steps(18));
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_tables() {
+        for (freedom, quantile) in [(2.0, 2.920), (5.0, 2.015), (30.0, 1.697)] {
+            let ours = student_quantile(NINETY, freedom);
+            assert!(
+                (ours / quantile - 1.0).abs() < 0.02,
+                "{ours} for {quantile}"
+            );
+            assert!((normal_deviate(ours, freedom) - NINETY).abs() < 1e-9);
+        }
+    }
 }

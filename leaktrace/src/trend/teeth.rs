@@ -59,3 +59,45 @@ impl Teeth {
         matches!(self.troughs[..], [only] if cells - only < 2 * only)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn teeth(values: impl IntoIterator<Item = f64>) -> Teeth {
+        let cells: Vec<GridCell> = values
+            .into_iter()
+            .map(|value| GridCell {
+                low: value,
+                high: value,
+                mean: value,
+                things: 0.0,
+                made: 0.0,
+            })
+            .collect();
+        Teeth::of(&cells, 0.0, 0.4)
+    }
+
+    #[test]
+    fn teeth_have_their_period() {
+        let teeth = teeth((0..36).map(|index| f64::from(index % 6)));
+        assert_eq!(teeth.troughs, [6, 12, 18, 24, 30]);
+        assert_eq!(teeth.period(), Some(6.0));
+        assert!(!teeth.too_few(36));
+    }
+
+    #[test]
+    fn small_falls_are_no_teeth() {
+        let teeth = teeth((0..36).map(|index| 100.0 + f64::from(index % 6)));
+        assert_eq!(teeth, Teeth::default());
+    }
+
+    #[test]
+    fn one_fall_is_too_few_until_twice_as_long_has_passed() {
+        let teeth =
+            teeth((0..36).map(|index| f64::from(if index < 15 { index } else { index - 15 })));
+        assert_eq!(teeth.troughs, [15]);
+        assert!(teeth.too_few(36) && !teeth.too_few(45));
+        assert_eq!(teeth.period(), None);
+    }
+}

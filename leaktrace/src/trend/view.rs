@@ -11,7 +11,7 @@
 //! series show that too rarely by themselves.
 
 use super::{
-    bend::Bend,
+    bend::{Bend, Beyond},
     grid::{Grid, GridCell},
     history::{AGES, History},
     line::{Line, Point},
@@ -71,7 +71,10 @@ impl View {
             return Rise::None;
         }
         if bend.slows() {
-            if late.outlasts(&bend) {
+            if self
+                .beyond(&bend)
+                .is_some_and(|beyond| late.outlasts(&bend, &beyond))
+            {
                 return Rise::Steady(late.line);
             }
         } else if straight && late.continues(&self.line) {
@@ -96,21 +99,19 @@ impl View {
     /// Whether this, the later half of a rise that slowed down, goes on straight: a
     /// leak behind a cache that is now warm. The less a straight rise beside an
     /// approach explains that no curve does, the surer the rest must be.
-    fn outlasts(&self, bend: &Bend) -> bool {
-        let Some((beyond, evidence)) = bend.beyond else {
-            return false;
-        };
-        let (beyond, late) = (beyond.score(), self.line.score());
-        if beyond < BELIEVED_OF_PART || late < BELIEVED_OF_PART {
+    fn outlasts(&self, bend: &Bend, beyond: &Beyond) -> bool {
+        let (sure, evidence) = (beyond.line.score(), beyond.evidence);
+        let late = self.line.score();
+        if sure < BELIEVED_OF_PART || late < BELIEVED_OF_PART {
             return false;
         }
-        if self.slows() && evidence < 50.0 {
+        if evidence < 50.0 && self.slows() {
             return false;
         }
         let last = self
             .late()
             .map_or(0.0, |last| last.line.slope / self.line.slope);
-        let sure = beyond + late;
+        let sure = sure + late;
         if evidence > 20.0 {
             sure > 8.0 && last > 0.75
         } else if evidence > 4.0 {
@@ -119,6 +120,10 @@ impl View {
         } else {
             sure > 11.0 && last > 0.92 && bend.remaining < 0.6
         }
+    }
+
+    fn beyond(&self, bend: &Bend) -> Option<Beyond> {
+        bend.beyond(&self.points, self.line.carried)
     }
 
     /// Its later half.
