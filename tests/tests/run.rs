@@ -168,9 +168,9 @@ fn pass_through() -> Result<()> {
     check(&ended)
 }
 
-/// SIGTERM, SIGHUP and SIGUSR2 reach the command, which ends as it wants.
+/// SIGTERM and SIGHUP reach the command, which ends as it wants.
 fn signals() -> Result<()> {
-    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGUSR2] {
+    for signal in [libc::SIGTERM, libc::SIGHUP] {
         let mut tracer = Start::run(&[], &command(&["wait"])?)?.start()?;
         tracer.wait_until_attached()?;
         // It catches signals once it is in main.

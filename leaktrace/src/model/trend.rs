@@ -87,7 +87,8 @@ pub struct Survival {
     pub age: Duration,
     /// Blocks that reached it.
     pub reached: u64,
-    /// Blocks that were made early enough to reach it.
+    /// Blocks that were made early enough to reach it: estimated, since sums are
+    /// looked at once a second, and less often kept for ever.
     pub of: u64,
 }
 

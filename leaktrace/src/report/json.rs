@@ -44,7 +44,7 @@
 //! `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`,
 //! `freed_blocks`, `growth_per_minute` (bytes; of blocks of any age; the mean since the start or
 //! the mark), `trend` (`null` when it was not observed), `survival` (of its blocks: a list of
-//! `age_ns`, `reached` and `of`, how many that were made early enough; of blocks of any age),
+//! `age_ns`, `reached` and `of`, how many about were made early enough; of blocks of any age),
 //! `oldest_age_ns`, `complete`, `end` (`complete`, or why it is not), `frames`.
 //!
 //! A trend: `verdict` (`growing`, `filling`, `sawtooth`, `churn`, `one_off`, `flat` or `too_early`),

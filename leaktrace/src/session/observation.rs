@@ -172,13 +172,12 @@ impl Observation {
                 break;
             };
             // Those made before the mark could reach it as well.
-            let of = history
-                .made_by(before)
-                .max(then.map_or(0, |then| then.alloc_blocks));
+            let before_mark = then.map_or(0, |then| then.alloc_blocks);
+            let reached = freed[index] + live[index];
             survivals.push(Survival {
                 age,
-                reached: (freed[index] + live[index]).min(of),
-                of,
+                reached,
+                of: history.made_by(before).max(before_mark).max(reached),
             });
         }
         survivals
