@@ -23,5 +23,7 @@ pub mod report;
 pub mod session;
 pub mod symbolize;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod trend;
 pub mod unwind;

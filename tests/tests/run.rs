@@ -100,7 +100,23 @@ fn check(ended: &Ended) -> Result<()> {
 fn constructors() -> Result<()> {
     let ended = run(&[])?;
     ended.expect_status(0)?;
-    check(&ended)
+    check(&ended)?;
+    // The loader calls it, from where the kernel has begun the process.
+    let report = ended.report()?;
+    let by_loader = report.stacks.iter().find(|stack| {
+        let symbols = || {
+            stack
+                .frames
+                .iter()
+                .filter_map(|frame| frame.symbol.as_deref())
+        };
+        symbols().any(|name| name == "library_keeps") && symbols().all(|name| name != "main")
+    });
+    let by_loader = by_loader.context("the constructor was not called")?;
+    if report.features.get("find_vma").is_some_and(|it| it.used) {
+        ensure!(by_loader.end == "complete", "{by_loader:?}");
+    }
+    Ok(())
 }
 
 fn exit_status() -> Result<()> {

@@ -70,10 +70,11 @@ pub fn attached(
     time: &jiff::Zoned,
 ) -> String {
     format!(
-        "attached to {} ({}): {} in {files} (-v lists them), {}",
+        "attached to {} ({}): {} in {} (-v lists them), {}",
         process.pid,
         name::clean(&process.name),
         quantity::things(functions as u64, "function"),
+        name::clean(files),
         time.strftime("%Y-%m-%d %H:%M:%S %z"),
     )
 }
@@ -105,6 +106,14 @@ pub fn how_to_end(directory: Option<&Path>, is_command: bool) -> String {
         }
         (None, false) => "Ctrl-C detaches and reports".to_owned(),
     }
+}
+
+/// Lines about the target's files, whose names are anybody's.
+pub fn about_files(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
+    lines
+        .into_iter()
+        .map(|line| name::clean(line.as_ref()).into_owned())
+        .collect()
 }
 
 /// Why `run` does not end with its trace.
@@ -159,6 +168,7 @@ pub fn self_check(check: &SelfCheck) -> String {
     }
     text
 }
+
 /// The mark was set.
 pub fn marked(time: &jiff::Zoned, since_mark: bool) -> String {
     let time = time.strftime("%T");
@@ -295,6 +305,12 @@ pub fn dropped_lines(dropped: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_files_do_nothing_to_the_terminal() {
+        let lines = about_files(["/tmp/\u{1b}[2Jlib\nfoo.so can't be read", "fine"]);
+        assert_eq!(lines, ["/tmp/\u{fffd}[2Jlib foo.so can't be read", "fine"]);
+    }
 
     #[test]
     fn files_that_differ_in_their_extensions_are_named_once() {

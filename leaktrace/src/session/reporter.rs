@@ -39,7 +39,11 @@ use crate::{
         json, summary,
         table::{self, TableOptions},
     },
-    target::{Process, mapped_file::MappedFile, mapping::Device, mapping_watch::MappingWatch},
+    target::{
+        Process,
+        mapped_file::{FileIdentity, MappedFile},
+        mapping_watch::MappingWatch,
+    },
 };
 
 /// How long the last report waits for debug information that is being fetched.
@@ -108,7 +112,7 @@ pub struct Workshop {
     pub process: Arc<Process>,
     pub mappings: Arc<Mutex<MappingWatch>>,
     /// Files in which an allocator was looked for.
-    pub examined: HashSet<(Device, u64)>,
+    pub examined: HashSet<FileIdentity>,
     /// How many of them have one and were loaded after the probes were set.
     pub late_allocators: u64,
     pub ability: KernelAbility,
@@ -295,7 +299,7 @@ impl Workshop {
     /// them, since they were loaded after the probes were set.
     fn look_for_allocators(&mut self, mapped: &[Arc<MappedFile>]) {
         for file in mapped {
-            if !self.examined.insert((file.device(), file.inode())) {
+            if !self.examined.insert(file.identity()) {
                 continue;
             }
             if let Ok(late) = Plan::of(std::slice::from_ref(file), self.ability)
@@ -397,7 +401,7 @@ impl Workshop {
             self_check: self.aggregator.self_check(),
             sites: sites.sites,
             growing: sites.growing,
-            cause: sites.cause,
+            common_caller: sites.common_caller,
             verdicts: sites.verdicts,
             trends: self.observation.process(),
             mark: self.observation.marked().cloned(),

@@ -250,7 +250,7 @@ pub fn observe(
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
-    lines.extend(symbolizer.notes());
+    lines.extend(messages::about_files(symbolizer.notes()));
     lines.push(messages::map_memory(
         workbench.map_memory,
         &workbench.limits,
@@ -366,8 +366,8 @@ pub fn explanation(plan: &Plan, entry_sites: &[Vec<u64>], options: &TraceOptions
     if !options.verbose {
         return Vec::new();
     }
-    let taken = plan.explain(entry_sites).into_iter().map(str::to_owned);
-    taken.chain(plan.problems.iter().cloned()).collect()
+    let taken = plan.explain(entry_sites).into_iter();
+    messages::about_files(taken.chain(plan.problems.iter().map(String::as_str)))
 }
 
 /// The runtime: one worker listens to signals while the main thread detaches and

@@ -257,6 +257,8 @@ impl Watch {
             .attach(kind, loader, Program::Loader, Scope::Everyone, 0)?;
         self.tracer
             .extend(&mut unbound, files, self.program, generation)?;
+        // So may have been the probe in the loader.
+        maps.control().distrust_mappings();
         maps.control().set_generation(generation);
         let mut bound = std::mem::replace(&mut self.attachment, unbound);
         std::thread::spawn(move || bound.detach(|_, _| {}));
