@@ -32,11 +32,11 @@ What leaks shows by growing: let it run for a few minutes, look at the sites
 whose live bytes only rise.
 
 Exit codes: 0 a report was made; 1 an error; 2 wrong usage; 3 refused, or
-ended because tracing cost too much; 10 a site grew (--fail-if-growth); 128 + signal when one made it leave at
-once (a second Ctrl-C, or one before anything was traced). `run` ends with
-CMD's own status (128 + signal), 125 when leaktrace fails, 126 or 127 when CMD
-can't be executed or is not found; 3 only with --max-overhead, 10 only when CMD
-ended with 0.";
+ended because tracing cost too much; 10 a site grew (--fail-if-growth); 128 +
+signal when one made it leave at once (a second Ctrl-C, or one before anything
+was traced). `run` ends with CMD's own status (128 + signal), 125 when leaktrace
+fails, 126 or 127 when CMD can't be executed or is not found; 3 only with
+--max-overhead, 10 only when CMD ended with 0.";
 
 /// Shows which call stacks of a live process hold the memory that is not given
 /// back.

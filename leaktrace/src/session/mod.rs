@@ -6,6 +6,7 @@ mod attach;
 mod brake;
 mod calibration;
 mod command;
+mod conclusion;
 mod estimate;
 mod messages;
 mod observation;

@@ -172,7 +172,7 @@ impl Watch {
                     self.look_for_trampoline(maps)?;
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
-                        if let Some(end) = self.look_around(maps, reporter)? {
+                        if let Some(end) = self.look_around(maps, reporter, rate)? {
                             return Ok(end);
                         }
                     } else if checks < LEARN_EVERY {
@@ -296,7 +296,12 @@ impl Watch {
 
     /// Learns new stacks, and how much memory is used; whether that is what
     /// somebody wanted to know.
-    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<Option<EndReason>> {
+    fn look_around(
+        &mut self,
+        maps: &Maps,
+        reporter: &Reporter,
+        rate: &mut AllocRate,
+    ) -> Result<Option<EndReason>> {
         self.sample_memory();
         let snapshot = Snapshot {
             taken: jiff::Zoned::now(),
@@ -322,8 +327,7 @@ impl Watch {
             self.fired = fired;
             return Ok(Some(end));
         }
-        // That tables tell the rate since the table before is not to change.
-        let snapshot = self.snapshot(maps, &mut AllocRate::new(), true)?;
+        let snapshot = self.snapshot(maps, rate, true)?;
         reporter.alert(snapshot, fired);
         Ok(None)
     }
