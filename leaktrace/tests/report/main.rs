@@ -232,7 +232,9 @@ fn flamegraph_has_title_units_and_colours() {
     assert!(svg.contains(&format!("<title>{root} (52,310 blocks, 100%)</title>")));
     assert!(svg.contains(&format!(">{root}</text>")));
     assert!(svg.contains("#search { text-anchor:end; opacity:0.8;"));
-    assert!(svg.contains("green: program, yellow: standard library, orange: allocator, grey: unknown"));
+    assert!(
+        svg.contains("green: program, yellow: standard library, orange: allocator, grey: unknown")
+    );
     assert_eq!(
         colour("malloc (libc.so.6)"),
         colour("operator new(unsigned long) (libc.so.6)")
