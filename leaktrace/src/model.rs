@@ -10,7 +10,7 @@ use leaktrace_common::{
     stack::{AGE_BANDS, AGE_LIMITS_NS},
 };
 
-pub use trend::{Cause, ProcessTrends, Rate, Survival, Trend, Verdict};
+pub use trend::{CommonCaller, ProcessTrends, Rate, Survival, Trend, Verdict};
 
 /// Everything known at one moment of a trace.
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ pub struct Report {
     /// first.
     pub growing: Vec<usize>,
     /// What they have in common, when there are several.
-    pub cause: Option<Cause>,
+    pub common_caller: Option<CommonCaller>,
     /// How many sites, shown or not, were judged to be what.
     pub verdicts: Vec<(Verdict, VerdictSums)>,
     /// How the process's own figures moved.

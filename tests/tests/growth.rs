@@ -156,10 +156,10 @@ fn survival() -> Result<()> {
     let survival = &stack(&report, "request")?["survival"];
     let second = &survival[0];
     ensure!(second["age_ns"] == 1_000_000_000_u64, "{survival}");
-    ensure!(
-        second["reached"] == 160 && second["of"] == 200,
-        "{survival}"
-    );
+    ensure!(second["reached"] == 160, "{survival}");
+    // When blocks were made is known to a second.
+    let of = second["of"].as_u64().context("no number")?;
+    ensure!((160..=200).contains(&of), "{survival}");
     // Nothing can have lived for ten seconds yet.
     ensure!(survival[1].is_null() || suite::is_emulated(), "{survival}");
     fixture.finish_well()

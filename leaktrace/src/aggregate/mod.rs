@@ -3,7 +3,7 @@
 
 mod ages;
 mod baseline;
-mod cause;
+mod common_caller;
 mod completeness;
 mod self_check;
 mod sites;
@@ -20,8 +20,8 @@ use leaktrace_common::stack::{FrameWord, NOT_STORED, StackEnd};
 use crate::{
     bpf::Maps,
     model::{
-        Cause, CompleteShare, Completeness, Frame, SelfCheck, Site, SortKey, Sums, Survival, Trend,
-        Verdict, VerdictSums,
+        CommonCaller, CompleteShare, Completeness, Frame, SelfCheck, Site, SortKey, Sums, Survival,
+        Trend, Verdict, VerdictSums,
     },
     symbolize::Symbolizer,
     target::code_files::{CodeFiles, FileNumber},
@@ -60,7 +60,7 @@ pub struct Sites {
     /// Indices of the growing ones, fastest first.
     pub growing: Vec<usize>,
     /// What these have in common.
-    pub cause: Option<Cause>,
+    pub common_caller: Option<CommonCaller>,
     /// How many sites were judged to be what.
     pub verdicts: Vec<(Verdict, VerdictSums)>,
     /// How many there are before the cut.
@@ -233,7 +233,7 @@ impl Aggregator {
         let verdicts = sites::by_verdict(&rows);
         let doubtful = self.doubtful();
         let mut growing = sites::growing(&rows);
-        let cause = self.cause(&rows, &growing);
+        let common_caller = self.common_caller(&rows, &growing);
         let shown = selection.top.unwrap_or(rows.len()).min(rows.len());
         growing.retain(|index| *index < shown);
         rows.truncate(shown);
@@ -249,7 +249,7 @@ impl Aggregator {
         Sites {
             sites,
             growing,
-            cause,
+            common_caller,
             verdicts,
             count,
             totals,
@@ -258,7 +258,7 @@ impl Aggregator {
     }
 
     /// What growing rows have in common.
-    fn cause(&mut self, rows: &[sites::Row], growing: &[usize]) -> Option<Cause> {
+    fn common_caller(&mut self, rows: &[sites::Row], growing: &[usize]) -> Option<CommonCaller> {
         // The slowest of many don't change it, and would have to be looked up.
         const ENOUGH: usize = 256;
         let stacks: Vec<_> = growing
@@ -274,7 +274,7 @@ impl Aggregator {
             .iter()
             .map(|(frames, growth)| (&**frames, *growth))
             .collect();
-        cause::of(&stacks)
+        common_caller::of(&stacks)
     }
 
     /// Looks up all frames, and waits so long at most for debug information that

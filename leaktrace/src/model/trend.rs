@@ -114,7 +114,7 @@ pub struct ProcessTrends {
 
 /// What all growth has in common.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Cause {
+pub struct CommonCaller {
     /// The function nearest to the allocation that the growing stacks pass through,
     /// as it is named in frames.
     pub function: String,

@@ -35,7 +35,7 @@
 //! | `trends` | how the process's figures moved: `memory` (RSS and swap, bytes), `descriptors`, `threads`: each a trend, or `null` |
 //! | `mark` | `null`, or the moment from which growth counts: `time`, `at_ns` since the start, `filters` (only blocks made since are shown) |
 //! | `verdicts` | of all sites that hold something, by `verdict`: `sites`, `live_bytes`, `growth_per_minute` |
-//! | `cause` | `null`, or what growing stacks have in common: `function`, `stacks` that pass through it of `growing` ones, `share` of all growth |
+//! | `common_caller` | `null`, or what growing stacks have in common: `function`, `stacks` that pass through it of `growing` ones, `share` of all growth |
 //! | `site_count` | how many stacks pass the filters |
 //! | `notes` | sentences about how far this can be trusted |
 //! | `stacks` | those that pass the filters, in the order asked for |
@@ -125,7 +125,7 @@ pub struct Document<'a> {
     trends: ProcessTrends,
     mark: Option<Mark>,
     verdicts: Vec<VerdictSums>,
-    cause: Option<Cause<'a>>,
+    common_caller: Option<CommonCaller<'a>>,
     site_count: usize,
     notes: &'a [String],
     stacks: Vec<Stack<'a>>,
@@ -254,7 +254,7 @@ struct VerdictSums {
 }
 
 #[derive(Debug, Serialize)]
-struct Cause<'a> {
+struct CommonCaller<'a> {
     function: &'a str,
     stacks: usize,
     growing: usize,
@@ -343,7 +343,7 @@ impl<'a> Document<'a> {
             trends: ProcessTrends::of(&report.trends),
             mark: report.mark.as_ref().map(Mark::of),
             verdicts: report.verdicts.iter().map(VerdictSums::of).collect(),
-            cause: report.cause.as_ref().map(Cause::of),
+            common_caller: report.common_caller.as_ref().map(CommonCaller::of),
             site_count: report.site_count,
             notes: &report.notes,
             stacks: report.sites.iter().map(Stack::of).collect(),
@@ -498,13 +498,13 @@ impl VerdictSums {
     }
 }
 
-impl<'a> Cause<'a> {
-    fn of(cause: &'a model::Cause) -> Self {
+impl<'a> CommonCaller<'a> {
+    fn of(common_caller: &'a model::CommonCaller) -> Self {
         Self {
-            function: &cause.function,
-            stacks: cause.stacks,
-            growing: cause.growing,
-            share: cause.share,
+            function: &common_caller.function,
+            stacks: common_caller.stacks,
+            growing: common_caller.growing,
+            share: common_caller.share,
         }
     }
 }

@@ -4,7 +4,7 @@
 use leaktrace_common::counter::{Counter, Effect};
 
 use crate::{
-    model::{Cause, CompleteShare, MemorySample, Report, Site, SortKey, Verdict},
+    model::{CommonCaller, CompleteShare, MemorySample, Report, Site, SortKey, Verdict},
     report::{
         line::{Line, Look, width},
         name, quantity, stack,
@@ -333,9 +333,9 @@ fn rest_line(report: &Report, shown: &[Site]) -> Option<Line> {
         line.push(Look::Plain, format!("    {}", nothing_held(report)));
         return Some(line);
     }
-    let cause = report.cause.as_ref().map(cause_text);
+    let common = report.common_caller.as_ref().map(common_caller_text);
     if hidden == 0 {
-        line.push(Look::Plain, format!("    {}", cause?));
+        line.push(Look::Plain, format!("    {}", common?));
         return Some(line);
     }
     let mut text = format!("    … {}", quantity::things(hidden as u64, "more site"));
@@ -352,18 +352,18 @@ fn rest_line(report: &Report, shown: &[Site]) -> Option<Line> {
         }
     }
     line.push(Look::Faint, text);
-    if let Some(cause) = cause {
-        line.push(Look::Plain, format!("; {cause}"));
+    if let Some(common) = common {
+        line.push(Look::Plain, format!("; {common}"));
     }
     Some(line)
 }
 
 /// `all 14 growing stacks pass through Session::create`
-pub(super) fn cause_text(cause: &Cause) -> String {
-    let name = name::clean(&cause.function);
+pub(super) fn common_caller_text(common: &CommonCaller) -> String {
+    let name = name::clean(&common.function);
     let name = name::collapsed(name::without_signature(&name)).into_owned();
-    if cause.stacks == cause.growing {
-        let which = match cause.growing {
+    if common.stacks == common.growing {
+        let which = match common.growing {
             2 => "both".to_owned(),
             growing => format!("all {growing}"),
         };
@@ -371,9 +371,9 @@ pub(super) fn cause_text(cause: &Cause) -> String {
     }
     format!(
         "{} of {} growing stacks, with {} of the growth, pass through {name}",
-        cause.stacks,
-        cause.growing,
-        quantity::percent_whole(cause.share)
+        common.stacks,
+        common.growing,
+        quantity::percent_whole(common.share)
     )
 }
 

@@ -10,7 +10,7 @@ use crate::{
     alert::{Figure, Firing, Growth, LimitOwner},
     bpf::Limits,
     model::{MemorySample, NEGLIGIBLE_CPUS, ProcessInfo, SelfCheck},
-    report::{name, quantity},
+    report::{name, quantity, stack},
 };
 
 /// `orderd (4242, up 6 d): 38 200 allocations/s on 3.8 CPUs; tracing will cost
@@ -212,6 +212,9 @@ pub fn fired(firing: &Firing) -> String {
     }
 }
 
+/// Columns of a site that is named in a sentence.
+const SITE_COLUMNS: usize = 100;
+
 /// `36.1 MiB/min`
 fn rate(per_minute: f64) -> String {
     let growth = quantity::growth(per_minute);
@@ -260,11 +263,19 @@ pub fn growth(growth: &Growth<'_>) -> Option<String> {
                 .filter_map(|site| site.trend)
                 .map(|trend| trend.rate.per_minute)
                 .sum();
-            let grow = if sites.len() == 1 { "grows" } else { "grow" };
+            let (grow, fastest) = match sites.len() {
+                1 => ("grows", ""),
+                _ => ("grow", ", fastest"),
+            };
+            let mut name = String::new();
+            if let Some(site) = sites.first() {
+                stack::brief(site, SITE_COLUMNS).render(false, &mut name);
+            }
             Some(format!(
-                "leaktrace: --fail-if-growth: {} {grow} without bound, by {}",
+                "leaktrace: --fail-if-growth: {} {grow} without bound, by {}{fastest}: {}",
                 quantity::things(sites.len() as u64, "site"),
                 self::rate(rate),
+                name.trim_end(),
             ))
         }
         Growth::TooEarly {

@@ -401,7 +401,7 @@ impl Workshop {
             self_check: self.aggregator.self_check(),
             sites: sites.sites,
             growing: sites.growing,
-            cause: sites.cause,
+            common_caller: sites.common_caller,
             verdicts: sites.verdicts,
             trends: self.observation.process(),
             mark: self.observation.marked().cloned(),

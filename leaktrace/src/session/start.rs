@@ -521,7 +521,7 @@ fn print_line(line: &str, finished: &Finished) -> bool {
             .or_else(stream::closed_is_fine)
             .map_err(|errno| ScreenEnd::Failed(io::Error::from(errno).to_string())),
     };
-    let closing = summary::closing(&finished.written);
+    let closing = summary::closing(&finished.written) + &summary::next_step(&finished.report);
     if !closing.is_empty() {
         say!("{}", closing.trim());
     }
@@ -567,7 +567,8 @@ fn print_summary(finished: &Finished, options: &TraceOptions) {
             },
         )
     };
-    let text = summary + &summary::closing(&finished.written);
+    let closing = summary::closing(&finished.written) + &summary::next_step(&finished.report);
+    let text = summary + &closing;
     // A reader that is gone has had enough.
     match &finished.screen {
         Some(screen) => {

@@ -404,7 +404,7 @@ pub fn bare() -> Report {
         self_check: SelfCheck::default(),
         sites: Vec::new(),
         growing: Vec::new(),
-        cause: None,
+        common_caller: None,
         verdicts: Vec::new(),
         trends: ProcessTrends::default(),
         mark: None,

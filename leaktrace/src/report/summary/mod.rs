@@ -2,6 +2,7 @@
 //! stacks, and what was not seen.
 
 mod memory;
+mod next;
 mod unseen;
 mod verdict;
 
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use self::next::Next;
 use crate::{
     model::{EndReason, NEGLIGIBLE_CPUS, Report, Site, SortKey, Verdict},
     report::{
@@ -95,6 +97,14 @@ pub fn closing(written: &[PathBuf]) -> String {
         _ = writeln!(text, "Look at it in a browser:  {}", quoted(&path));
     }
     text
+}
+
+/// The line that follows these: the next step. Empty when there is none.
+#[must_use]
+pub fn next_step(report: &Report) -> String {
+    next::next(report).map_or_else(String::new, |Next { command, why }| {
+        format!("\nNext:  {command}   ({why})\n")
+    })
 }
 
 /// The path as a shell takes it back.
@@ -453,8 +463,8 @@ mod tests {
 
     #[test]
     fn files_in_different_places_are_named_in_full_and_can_be_pasted() {
-        assert_eq!(closing(&[]), "");
-        assert_eq!(closing(&["a.json".into()]), "\nWritten: a.json\n");
+        assert_eq!(written(&[]), "");
+        assert_eq!(written(&["a.json".into()]), "\nWritten: a.json\n");
         assert_eq!(
             closing(&["/tmp/a.json".into(), "it's.svg".into()]),
             "\nWritten: /tmp/a.json, it's.svg\nLook at it in a browser:  'it'\\''s.svg'\n"

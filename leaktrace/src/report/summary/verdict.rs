@@ -82,6 +82,23 @@ fn exactness(report: &Report, page: &mut Page) {
     }
 }
 
+/// Whether the observation was too short for any verdict.
+pub(super) fn is_early(report: &Report) -> bool {
+    observed(report) < EARLY
+}
+
+/// Whether memory grew much more than the blocks that were seen.
+pub(super) fn is_unexplained(report: &Report) -> bool {
+    let (then, now) = (report.memory_at_start.rss, report.memory.rss);
+    let grown = now
+        .zip(then)
+        .map_or(0, |(now, then)| now.saturating_sub(then));
+    grown >= NOTEWORTHY && report.totals.live_bytes() < grown / 2
+}
+
+/// Growth of RSS below this is not worth an explanation.
+const NOTEWORTHY: u64 = 4 << 20;
+
 /// Over what growth is counted: since the start or the mark.
 fn observed(report: &Report) -> Duration {
     let since = report.mark.as_ref().map_or(Duration::ZERO, |mark| mark.at);
@@ -127,9 +144,9 @@ fn likely_leaks(report: &Report, page: &mut Page) {
     )];
     facts.extend(
         report
-            .cause
+            .common_caller
             .as_ref()
-            .map(table::cause_text)
+            .map(table::common_caller_text)
             .map(|text| capital(&text)),
     );
     page.say(Look::Plain, format!("{}.", facts.join(". ")));
@@ -233,7 +250,7 @@ fn held(report: &Report) -> String {
         return format!("Nothing is held: {blocks} allocated in {elapsed}, all freed.");
     }
     let live = quantity::bytes_fine(totals.live_bytes());
-    if observed(report) < EARLY {
+    if is_early(report) {
         let observed = quantity::duration(observed(report));
         let in_blocks = quantity::things(totals.live_blocks(), "block");
         return format!(
@@ -273,7 +290,6 @@ fn per_minute(trend: &Trend) -> String {
 /// How far the blocks seen explain what RSS did.
 fn beside_rss(report: &Report) -> String {
     use std::cmp::Ordering;
-    const NOTEWORTHY: u64 = 4 << 20;
     let (Some(then), Some(now)) = (report.memory_at_start.rss, report.memory.rss) else {
         return "RSS could not be read.".to_owned();
     };
@@ -292,7 +308,7 @@ fn beside_rss(report: &Report) -> String {
         report.end,
         Some(EndReason::TargetExit | EndReason::TargetExec)
     );
-    if !ended && grown >= NOTEWORTHY && live < grown / 2 {
+    if !ended && is_unexplained(report) {
         let held = match live {
             0 => "none of it".to_owned(),
             _ => format!("only {}", quantity::bytes_short(live)),

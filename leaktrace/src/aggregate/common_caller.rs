@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::model::{Cause, Frame, FrameKind};
+use crate::model::{CommonCaller, Frame, FrameKind};
 
-/// A cause explains at least this much of the growth.
+/// A common caller explains at least this much of the growth.
 const ENOUGH: f64 = 0.9;
 
 /// Functions that all stacks of a thread pass through and that say nothing.
@@ -28,7 +28,7 @@ const BEGINNINGS: [&str; 12] = [
 /// their growth; `None` when there is none but those in which threads begin, or
 /// there are not two stacks.
 #[must_use]
-pub fn of(growing: &[(&[Frame], f64)]) -> Option<Cause> {
+pub fn of(growing: &[(&[Frame], f64)]) -> Option<CommonCaller> {
     if growing.len() < 2 {
         return None;
     }
@@ -56,7 +56,7 @@ pub fn of(growing: &[(&[Frame], f64)]) -> Option<Cause> {
         .into_iter()
         .filter(|(_, function)| function.stacks >= 2 && explains(function))
         .min_by(|(a_name, a), (b_name, b)| (a.distance, a_name).cmp(&(b.distance, b_name)));
-    nearest.map(|(name, function)| Cause {
+    nearest.map(|(name, function)| CommonCaller {
         function: name.to_owned(),
         stacks: function.stacks,
         growing: growing.len(),
@@ -104,7 +104,7 @@ mod tests {
         names.iter().map(frame).collect()
     }
 
-    fn cause(stacks: &[(&[&str], f64)]) -> Option<Cause> {
+    fn cause(stacks: &[(&[&str], f64)]) -> Option<CommonCaller> {
         let stacks: Vec<_> = stacks
             .iter()
             .map(|(names, growth)| (stack(names), *growth))
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stack_and_the_beginnings_of_threads_are_no_cause() {
+    fn one_stack_and_the_beginnings_of_threads_have_none() {
         assert_eq!(cause(&[(&["malloc", "create", "main"], 60.0)]), None);
         let beginnings = cause(&[
             (&["malloc", "a", "main", "__libc_start_main", "_start"], 1.0),
