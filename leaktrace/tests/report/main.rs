@@ -252,7 +252,7 @@ fn folded_stacks() {
 }
 
 #[test]
-fn flamegraph_has_title_units_and_two_colours() {
+fn flamegraph_has_title_units_and_colours() {
     let svg = flamegraph::render(&fixture::leaking(), Weight::LiveBlocks).unwrap();
     let svg = String::from_utf8(svg).unwrap();
     assert!(svg.contains(">orderd (4242): 52 310 blocks held (41.2 MiB)</text>"));
@@ -277,12 +277,17 @@ fn flamegraph_has_title_units_and_two_colours() {
     assert!(svg.contains(&format!("<title>{root} (52,310 blocks, 100%)</title>")));
     assert!(svg.contains(&format!(">{root}</text>")));
     assert!(svg.contains("#search { text-anchor:end; opacity:0.8;"));
-    assert!(svg.contains("green: program, orange: allocator, grey: unknown"));
+    assert!(
+        svg.contains("green: program, yellow: standard library, orange: allocator, grey: unknown")
+    );
     assert_eq!(
         colour("malloc (libc.so.6)"),
         colour("operator new(unsigned long) (libc.so.6)")
     );
     assert_ne!(colour("malloc (libc.so.6)"), colour("Worker::run()"));
+    let standard = colour("std::make_unique");
+    assert_ne!(standard, colour("malloc (libc.so.6)"));
+    assert_ne!(standard, colour("Worker::run()"));
     assert_ne!(
         colour("[incomplete: no unwind information in libodd.so.3]"),
         colour("Worker::run()")
