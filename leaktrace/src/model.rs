@@ -1,12 +1,18 @@
 //! What a report says, as plain data: made by [`crate::aggregate`], turned into
 //! text and pictures by [`crate::report`]. Nothing here reads or writes.
 
+mod limit;
+mod memory_map;
+mod rss_growth;
 mod trend;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use leaktrace_common::counter::{Counter, CounterBlock, Effect};
 
+pub use limit::{Forecast, Limit, LimitKind, Resource};
+pub use memory_map::{MapPart, MappingKind, MemoryMap, Used};
+pub use rss_growth::{Cause, CauseKind, RssGrowth};
 pub use trend::{Rate, Trend, Verdict};
 
 /// Everything known at one moment of a trace.
@@ -41,6 +47,9 @@ pub struct Report {
     /// When that was, since the start; `None` when it could not be read again
     /// after the start.
     pub memory_read: Option<Duration>,
+    /// What the growth of RSS is made of; `None` before the last report, or when
+    /// memory could not be read again.
+    pub rss_growth: Option<RssGrowth>,
     /// How many of the stacks are complete.
     pub complete: CompleteShare,
     /// Whether the stacks' return addresses can be true.

@@ -6,12 +6,16 @@
 //!
 //! - [`table`]: the lines that appear every few seconds;
 //! - [`summary`]: the final report and the `txt` output;
+//! - [`growth`], [`forecast`]: sentences on what memory has grown by, and on when
+//!   a limit is reached;
 //! - [`json`], [`folded`], [`flamegraph`]: the outputs for other programs and
 //!   for a browser, chosen by [`export::Format`].
 
 pub mod export;
 pub mod flamegraph;
 pub mod folded;
+pub mod forecast;
+pub mod growth;
 pub mod json;
 pub mod line;
 pub mod name;

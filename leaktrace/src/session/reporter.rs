@@ -263,6 +263,7 @@ impl Workshop {
             memory_at_start: self.common.memory_at_start,
             memory: snapshot.memory,
             memory_read: snapshot.memory_read,
+            rss_growth: None,
             complete: sites.complete,
             self_check: self.aggregator.self_check(),
             sites: sites.sites,

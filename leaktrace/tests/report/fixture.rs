@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use leaktrace::model::{
-    CompleteShare, Completeness, Edge, EndReason, FeatureInfo, Frame, FrameKind, MemorySample,
-    ProcessInfo, Report, SelfCheck, Site, SortKey, Sums, TraceInfo, WatchedFileInfo, WhyNot,
-    Without,
+    Cause, CauseKind, CompleteShare, Completeness, Edge, EndReason, FeatureInfo, Frame, FrameKind,
+    MemorySample, ProcessInfo, Report, RssGrowth, SelfCheck, Site, SortKey, Sums, TraceInfo,
+    WatchedFileInfo, WhyNot, Without,
 };
 use leaktrace_common::{
     counter::{Counter, CounterBlock},
@@ -259,6 +259,17 @@ pub fn healthy() -> Report {
         bytes: Some(1.0),
     };
     report.memory.rss = Some(8 * GIB + 445 * MIB);
+    report.memory.rss_anon = report.memory_at_start.rss_anon.map(|rss| rss + 240 * MIB);
+    report.rss_growth = Some(RssGrowth {
+        grown: 240 * MIB,
+        swapped: 0,
+        traced: 410 * KIB,
+        causes: vec![Cause {
+            kind: CauseKind::Kept { free: None },
+            bytes: 240 * MIB - 410 * KIB,
+            mostly: None,
+        }],
+    });
     report
 }
 
@@ -340,6 +351,7 @@ pub fn bare() -> Report {
         memory_at_start,
         memory,
         memory_read: Some(Duration::from_secs(60)),
+        rss_growth: None,
         complete: CompleteShare::default(),
         self_check: SelfCheck::default(),
         sites: Vec::new(),

@@ -7,7 +7,7 @@ use leaktrace_common::counter::Counter;
 use super::{Page, covered};
 use crate::{
     model::{EndReason, Report},
-    report::{line::Look, name, quantity},
+    report::{growth, line::Look, name, quantity},
 };
 
 /// What a tired person needs, in the first sentences.
@@ -106,9 +106,8 @@ fn held(report: &Report) -> String {
     )
 }
 
-/// How far the blocks seen explain what RSS did.
+/// What RSS did, and how far the blocks seen explain it.
 fn beside_rss(report: &Report) -> String {
-    const NOTEWORTHY: u64 = 4 << 20;
     let (Some(then), Some(now)) = (report.memory_at_start.rss, report.memory.rss) else {
         return "RSS could not be read.".to_owned();
     };
@@ -119,32 +118,27 @@ fn beside_rss(report: &Report) -> String {
             quantity::duration(report.elapsed)
         );
     }
-    let live = report.totals.live_bytes();
-    let grown = now.saturating_sub(then);
-    let (now_text, grown_text) = (quantity::bytes_fine(now), quantity::bytes_short(grown));
+    let partial = report.counter(Counter::Filtered) > 0;
     // RSS was last read before the end, and much may be given back at exit.
     let ended = matches!(
         report.end,
         Some(EndReason::TargetExit | EndReason::TargetExec)
     );
-    if !ended && grown >= NOTEWORTHY && live < grown / 2 {
-        let held = match live {
-            0 => "none of it".to_owned(),
-            _ => format!("only {}", quantity::bytes_short(live)),
-        };
-        return format!(
-            "RSS grew {grown_text}, {held} by blocks of malloc: look for mappings, a runtime's own heap, \
-             or free memory that malloc keeps."
-        );
+    let explained = report
+        .rss_growth
+        .as_ref()
+        .filter(|_| !ended)
+        .and_then(|growth| growth::sentences(growth, now, partial));
+    if let Some(explained) = explained {
+        return explained;
     }
+    let (now_text, change) = (
+        quantity::bytes_fine(now),
+        quantity::bytes_short(now.abs_diff(then)),
+    );
     match now.cmp(&then) {
-        Ordering::Less => {
-            format!(
-                "RSS shrank by {}, to {now_text}.",
-                quantity::bytes_short(then - now)
-            )
-        }
+        Ordering::Less => format!("RSS shrank by {change}, to {now_text}."),
         Ordering::Equal => format!("RSS stayed at {now_text}."),
-        Ordering::Greater => format!("RSS grew {grown_text}, to {now_text}."),
+        Ordering::Greater => format!("RSS grew {change}, to {now_text}."),
     }
 }
