@@ -28,6 +28,8 @@ pub struct Evidence<'a> {
     pub live_blocks: u64,
     /// Whether malloc is glibc's, whose mappings can be told from others.
     pub is_glibc: bool,
+    /// Whether a filter by size left out blocks, which may be the ones that grow.
+    pub filtered: bool,
     /// What is free in glibc's heaps at the end, where they were walked.
     pub free: Option<u64>,
 }
@@ -113,11 +115,15 @@ fn anonymous_causes(evidence: &Evidence<'_>, growth: u64) -> Vec<Cause> {
         let excess = heaps.saturating_sub(evidence.live_bytes);
         let headers = excess.min(evidence.live_blocks.saturating_mul(PER_BLOCK));
         let excess = excess - headers;
-        let kept = excess.min(evidence.free.unwrap_or(u64::MAX));
         take(CauseKind::Headers, headers, None);
-        let free = evidence.free;
-        take(CauseKind::Kept { free }, kept, None);
-        take(CauseKind::Untraced, excess - kept, None);
+        let kind = if evidence.filtered {
+            CauseKind::FilteredOrKept
+        } else {
+            CauseKind::Kept {
+                free: evidence.free,
+            }
+        };
+        take(kind, excess, None);
     }
     let mostly = evidence.most_grown(MappingKind::Named);
     take(CauseKind::Named, grown(MappingKind::Named), mostly);
@@ -146,20 +152,8 @@ impl Evidence<'_> {
         now.held(kind).map_or(growth, |held| growth.min(held))
     }
 
-    /// Which of the mappings of a kind has grown most; if none has, which has
-    /// most in memory.
     fn most_grown(&self, kind: MappingKind) -> Option<Arc<str>> {
-        let (then, now) = (self.map_then?, self.map_now?);
-        let key = |part: &&crate::model::MapPart| {
-            let before = then.part(kind, &part.name).map_or(0, |part| part.bytes);
-            let growth = part.bytes.saturating_sub(before);
-            match part.used {
-                Some(used) => (growth.min(used.held()), used.held()),
-                None => (growth, 0),
-            }
-        };
-        let part = now.of(kind).max_by_key(key)?;
-        (key(&part) != (0, 0)).then(|| Arc::clone(&part.name))
+        self.map_now?.most_grown(self.map_then?, kind)
     }
 }
 
@@ -200,6 +194,7 @@ mod tests {
         MemoryMap {
             mappings: parts.len() as u64,
             parts,
+            blocks_told: true,
         }
     }
 
@@ -216,6 +211,7 @@ mod tests {
             live_bytes: live_mib * MIB,
             live_blocks: 1,
             is_glibc: true,
+            filtered: false,
             free: None,
         }
     }
@@ -254,13 +250,11 @@ mod tests {
         let maps = [heap(4), heap(244)];
         let mut evidence = evidence(&samples, &maps, 1);
         assert_eq!(causes(&evidence), [(CauseKind::Kept { free: None }, 239)]);
-        // What is in use there and was not traced is another matter.
-        evidence.free = Some(40 * MIB);
-        let free = Some(40 * MIB);
-        assert_eq!(
-            causes(&evidence),
-            [(CauseKind::Untraced, 199), (CauseKind::Kept { free }, 40)]
-        );
+        let free = Some(400 * MIB);
+        evidence.free = free;
+        assert_eq!(causes(&evidence), [(CauseKind::Kept { free }, 239)]);
+        evidence.filtered = true;
+        assert_eq!(causes(&evidence), [(CauseKind::FilteredOrKept, 239)]);
     }
 
     #[test]
@@ -402,11 +396,13 @@ mod tests {
             live in 0..1_000_u64,
             blocks in 0..10_000_000_u64,
             is_glibc: bool,
+            filtered: bool,
             free in proptest::option::of(0..1_000 * MIB),
         ) {
             let evidence = Evidence {
                 live_blocks: blocks,
                 is_glibc,
+                filtered,
                 free,
                 ..evidence(&samples, &maps, live)
             };

@@ -5,6 +5,7 @@ mod limit;
 mod memory_map;
 mod rss_growth;
 mod trend;
+mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -14,6 +15,7 @@ pub use limit::{Forecast, Limit, LimitKind, Resource};
 pub use memory_map::{MapPart, MappingKind, MemoryMap, Used};
 pub use rss_growth::{Cause, CauseKind, RssGrowth};
 pub use trend::{Rate, Trend, Verdict};
+pub use watch::{Advice, Glance, Movement, Quantity, WatchEnd, WatchReport};
 
 /// Everything known at one moment of a trace.
 #[derive(Clone, Debug)]

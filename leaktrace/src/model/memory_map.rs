@@ -66,6 +66,9 @@ pub struct MemoryMap {
     pub parts: Vec<MapPart>,
     /// How many mappings there are, as the kernel counts them.
     pub mappings: u64,
+    /// Whether malloc's mapped blocks could be told from other anonymous memory:
+    /// only where memory may be read.
+    pub blocks_told: bool,
 }
 
 /// The mappings of one kind and one name.
@@ -114,6 +117,22 @@ impl MemoryMap {
     /// The parts of a kind.
     pub fn of(&self, kind: MappingKind) -> impl Iterator<Item = &MapPart> {
         self.parts.iter().filter(move |part| part.kind == kind)
+    }
+
+    /// Which of the mappings of a kind has grown most since `then`; if none has,
+    /// which has most in memory.
+    #[must_use]
+    pub fn most_grown(&self, then: &Self, kind: MappingKind) -> Option<Arc<str>> {
+        let key = |part: &&MapPart| {
+            let before = then.part(kind, &part.name).map_or(0, |part| part.bytes);
+            let growth = part.bytes.saturating_sub(before);
+            match part.used {
+                Some(used) => (growth.min(used.held()), used.held()),
+                None => (growth, 0),
+            }
+        };
+        let part = self.of(kind).max_by_key(key)?;
+        (key(&part) != (0, 0)).then(|| Arc::clone(&part.name))
     }
 
     /// The part of this kind and name.

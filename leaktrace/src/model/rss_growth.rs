@@ -40,8 +40,9 @@ pub enum CauseKind {
     },
     /// malloc's headers and rounding of the blocks that are held.
     Headers,
-    /// malloc's heaps have grown, and what is held there was not traced.
-    Untraced,
+    /// malloc's heaps have grown by more than is held; but a filter left out
+    /// blocks, so that what fills them is not known.
+    FilteredOrKept,
     /// Anonymous mappings with a name.
     Named,
     /// Other anonymous mappings.

@@ -15,10 +15,9 @@ const EXPLAINED: f64 = 0.9;
 /// Most causes that are told.
 const CAUSES: usize = 3;
 
-/// What RSS, now `rss`, has grown by; `None` when it has not grown. `partial` says
-/// that blocks were left out by a filter, which may be the ones that grow.
+/// What RSS, now `rss`, has grown by; `None` when it has not grown.
 #[must_use]
-pub fn sentences(growth: &RssGrowth, rss: u64, partial: bool) -> Option<String> {
+pub fn sentences(growth: &RssGrowth, rss: u64) -> Option<String> {
     if growth.grown == 0 {
         return None;
     }
@@ -54,8 +53,12 @@ pub fn sentences(growth: &RssGrowth, rss: u64, partial: bool) -> Option<String> 
         bytes => format!("{} of it", quantity::bytes_short(bytes)),
     };
     let parts: Vec<String> = told.iter().map(|cause| part(cause)).collect();
-    let mut text = format!("{subject}, {traced} in traced blocks: {}.", listed(&parts));
-    if let Some(hint) = told.first().and_then(|cause| hint(cause, partial)) {
+    let colon = if parts.is_empty() { "" } else { ": " };
+    let mut text = format!(
+        "{subject}, {traced} in traced blocks{colon}{}.",
+        listed(&parts)
+    );
+    if let Some(hint) = told.first().and_then(|cause| hint(cause.kind)) {
         text.push(' ');
         text.push_str(hint);
     }
@@ -78,19 +81,21 @@ fn part(cause: &Cause) -> String {
         _ => String::new(),
     };
     match cause.kind {
-        CauseKind::Kept { free: Some(free) } => format!(
+        // What is free may be in its fast bins, which look as if it were in use.
+        CauseKind::Kept { free: Some(free) } if free >= cause.bytes / 2 => format!(
             "{bytes} is free memory that malloc keeps (its heaps have {} free: fragmented or \
              retained)",
             quantity::bytes_short(free)
         ),
-        CauseKind::Kept { free: None } => format!(
+        CauseKind::Kept { .. } => format!(
             "{bytes} is free memory that malloc keeps (its heaps grew by more than is held: \
              fragmented or retained)"
         ),
         CauseKind::Headers => format!("{bytes} is malloc's headers and rounding"),
-        CauseKind::Untraced => {
-            format!("{bytes} is in malloc's heaps, in blocks that were not traced")
-        }
+        CauseKind::FilteredOrKept => format!(
+            "{bytes} is in malloc's heaps (blocks that the size filter left out, or free memory that \
+             malloc keeps)"
+        ),
         CauseKind::Named => format!("{bytes} is in anonymous mappings with a name{mostly}"),
         CauseKind::Anonymous => format!("{bytes} is in anonymous mappings beside malloc's"),
         CauseKind::Stacks(0) => format!("{bytes} is stacks of threads"),
@@ -108,13 +113,12 @@ fn part(cause: &Cause) -> String {
 }
 
 /// What to do about the largest cause.
-fn hint(cause: &Cause, partial: bool) -> Option<&'static str> {
-    Some(match cause.kind {
+fn hint(kind: CauseKind) -> Option<&'static str> {
+    Some(match kind {
         CauseKind::Kept { .. } => {
             "That is no leak; malloc_trim(3), fewer arenas (MALLOC_ARENA_MAX) or another allocator \
              may mend it."
         }
-        CauseKind::Untraced if partial => "They may be those that the size filter left out.",
         CauseKind::Named | CauseKind::Anonymous => {
             "Look for calls of mmap, and at runtimes that manage memory of their own: leaktrace \
              traces malloc's callers only."
@@ -154,7 +158,7 @@ mod tests {
     }
 
     fn said(growth: &RssGrowth) -> String {
-        sentences(growth, NOW, false).unwrap()
+        sentences(growth, NOW).unwrap()
     }
 
     /// With 1 of 240 MiB traced and one cause.
@@ -171,7 +175,7 @@ mod tests {
             "RSS grew 388 MiB, to 9.00 GiB; traced blocks explain 96 % of it."
         );
         assert_eq!(said(&growth(3, 0, &[])), "RSS grew 3 MiB, to 9.00 GiB.");
-        assert_eq!(sentences(&growth(0, 0, &[]), NOW, false), None);
+        assert_eq!(sentences(&growth(0, 0, &[]), NOW), None);
     }
 
     #[test]
@@ -193,9 +197,15 @@ mod tests {
             of(CauseKind::Headers, None),
             "is malloc's headers and rounding."
         );
+        let free = Some(100 * MIB);
         assert_eq!(
-            of(CauseKind::Untraced, None),
-            "is in malloc's heaps, in blocks that were not traced."
+            of(CauseKind::Kept { free }, None),
+            of(CauseKind::Kept { free: None }, None)
+        );
+        assert_eq!(
+            of(CauseKind::FilteredOrKept, None),
+            "is in malloc's heaps (blocks that the size filter left out, or free memory that malloc \
+             keeps)."
         );
         assert_eq!(
             of(CauseKind::Named, Some("Go: heap")),
@@ -236,16 +246,11 @@ mod tests {
     }
 
     #[test]
-    fn the_size_filter_may_have_left_out_what_grows() {
-        let text = sentences(
-            &growth(100, 0, &[(CauseKind::Untraced, 100, None)]),
-            NOW,
-            true,
-        );
+    fn what_no_cause_is_large_enough_for_is_not_explained() {
+        let small = growth(100, 88, &[(CauseKind::Headers, 4, None)]);
         assert_eq!(
-            text.unwrap(),
-            "RSS grew 100 MiB, to 9.00 GiB, none of it in traced blocks: 100 MiB is in malloc's \
-             heaps, in blocks that were not traced. They may be those that the size filter left out."
+            said(&small),
+            "RSS grew 100 MiB, to 9.00 GiB, 88 MiB of it in traced blocks."
         );
     }
 

@@ -8,6 +8,7 @@
 //! - [`summary`]: the final report and the `txt` output;
 //! - [`growth`], [`forecast`]: sentences on what memory has grown by, and on when
 //!   a limit is reached;
+//! - [`watch`]: what `doctor --watch` shows;
 //! - [`json`], [`folded`], [`flamegraph`]: the outputs for other programs and
 //!   for a browser, chosen by [`export::Format`].
 
@@ -24,3 +25,4 @@ pub mod stack;
 pub mod summary;
 pub mod table;
 pub mod templates;
+pub mod watch;

@@ -35,6 +35,10 @@ impl UserMemory {
         if !self.is_present(address, bytes.len() as u64)? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
+        self.transfer(address, bytes)
+    }
+
+    fn transfer(&self, address: u64, bytes: &mut [u8]) -> io::Result<()> {
         let local = libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: bytes.len(),
@@ -53,6 +57,14 @@ impl UserMemory {
             Ok(count) if count < bytes.len() => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) => Ok(()),
         }
+    }
+
+    /// Whether it may be read at all; not all who may look into a process in other
+    /// ways may do that (ptrace_scope of Yama).
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        let error = self.transfer(0, &mut [0]);
+        error.is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT))
     }
 
     fn is_present(&self, address: u64, length: u64) -> io::Result<bool> {
@@ -90,6 +102,7 @@ mod tests {
     #[test]
     fn what_is_there_is_read_and_nothing_else() {
         let memory = UserMemory::open(&Process::own().unwrap()).unwrap();
+        assert!(memory.is_readable());
         let there = *b"sixteen letters.";
         let mut read = [0; 16];
         memory.read(there.as_ptr() as u64, &mut read).unwrap();

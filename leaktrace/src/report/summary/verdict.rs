@@ -118,7 +118,6 @@ fn beside_rss(report: &Report) -> String {
             quantity::duration(report.elapsed)
         );
     }
-    let partial = report.counter(Counter::Filtered) > 0;
     // RSS was last read before the end, and much may be given back at exit.
     let ended = matches!(
         report.end,
@@ -128,7 +127,7 @@ fn beside_rss(report: &Report) -> String {
         .rss_growth
         .as_ref()
         .filter(|_| !ended)
-        .and_then(|growth| growth::sentences(growth, now, partial));
+        .and_then(|growth| growth::sentences(growth, now));
     if let Some(explained) = explained {
         return explained;
     }

@@ -23,7 +23,7 @@ const HEAP_SIZE: u64 = 64 << 20;
 /// The least of a heap that is accessible: `HEAP_MIN_SIZE`.
 const HEAP_LEAST: u64 = 132 << 10;
 /// Sizes of heaps and of mapped blocks are multiples of this.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// Smaller mappings are not looked into: malloc maps blocks from 128 KiB on.
 const BLOCK_LEAST: u64 = 128 << 10;
 /// Guards below stacks are not larger.
@@ -31,14 +31,17 @@ const LARGEST_GUARD: u64 = 64 << 10;
 /// How many times memory is read at most.
 const MOST_READS: u32 = 20_000;
 
+/// Reads memory; false where it can't.
+pub type Read<'a> = &'a dyn Fn(u64, &mut [u8]) -> bool;
+
 /// What is known beside the mappings.
 pub struct Clues<'a> {
     /// Stack pointers of some threads.
     pub stack_pointers: Vec<u64>,
     /// How large a stack is that nobody chose the size of.
     pub usual_stack: Option<u64>,
-    /// Reads memory; false where it can't.
-    pub read: &'a dyn Fn(u64, &mut [u8]) -> bool,
+    /// Reads memory.
+    pub read: Read<'a>,
 }
 
 /// A part of a mapping, or all of it.
@@ -227,7 +230,7 @@ fn blocks_end(start: u64, end: u64, reader: &mut Reader<'_>) -> u64 {
 
 /// Reads memory, so many times at most.
 struct Reader<'a> {
-    read: &'a dyn Fn(u64, &mut [u8]) -> bool,
+    read: Read<'a>,
     left: u32,
 }
 
@@ -339,7 +342,7 @@ mod tests {
             .collect()
     }
 
-    fn clues(read: &dyn Fn(u64, &mut [u8]) -> bool) -> Clues<'_> {
+    fn clues(read: Read<'_>) -> Clues<'_> {
         Clues {
             stack_pointers: Vec::new(),
             usual_stack: Some(8 << 20),

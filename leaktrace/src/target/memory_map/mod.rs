@@ -7,6 +7,7 @@
 //! that lock, 6 ms per GiB: no more than [`USED_LIMIT`] is looked at so, and once
 //! only.
 
+mod heap;
 mod kinds;
 mod region;
 
@@ -14,7 +15,9 @@ use std::{collections::BTreeMap, fs, io, sync::Arc};
 
 use super::{Process, resource_limits::ResourceLimits, user_memory::UserMemory};
 use crate::model::{MapPart, MappingKind, MemoryMap, Used};
-use kinds::{Clues, Range};
+pub use heap::HeapUse;
+use heap::Walker;
+use kinds::{Clues, Range, Read};
 use region::Region;
 
 /// The most of RSS for which `smaps` is read. What the target feels is that its
@@ -54,21 +57,66 @@ pub fn survey_used(process: &Process, rss: u64) -> io::Result<MemoryMap> {
     Ok(classify(process, &region::parse(&text)))
 }
 
-fn classify(process: &Process, regions: &[Region]) -> MemoryMap {
-    let memory = UserMemory::open(process).ok();
-    let clues = Clues {
+/// The most of glibc's heaps that is read to find out what is free there: some
+/// 0.3 s.
+const WALK_LIMIT: u64 = 512 << 20;
+
+/// How much of glibc's heaps is free: an estimate, since the process goes on, and
+/// without what is in its fast bins. `None` when there are none, memory can't be
+/// read, or a good part could not be walked.
+#[must_use]
+pub fn glibc_heaps(process: &Process) -> Option<HeapUse> {
+    /// So much of the heaps must have been walked.
+    const ENOUGH: f64 = 0.5;
+    let memory = readable(process)?;
+    let regions = region::parse(&process.read("maps").ok()?);
+    let read = |address, bytes: &mut [u8]| memory.read(address, bytes).is_ok();
+    let mut walker = Walker::new(&read, WALK_LIMIT);
+    let (mut sum, mut all) = (HeapUse::default(), 0);
+    for range in kinds::ranges(&regions, &clues(process, &read)) {
+        let walked = match range.kind {
+            MappingKind::BrkHeap => walker.main_heap(range.start, range.end),
+            MappingKind::Arena => walker.arena_heap(range.start),
+            _ => continue,
+        };
+        all += range.end - range.start;
+        let walked = walked.unwrap_or_default();
+        sum.walked += walked.walked;
+        sum.free += walked.free;
+    }
+    (sum.walked > 0 && sum.walked as f64 >= ENOUGH * all as f64).then_some(sum)
+}
+
+/// The memory of a process, if it may be read.
+fn readable(process: &Process) -> Option<UserMemory> {
+    UserMemory::open(process)
+        .ok()
+        .filter(UserMemory::is_readable)
+}
+
+fn clues<'a>(process: &Process, read: Read<'a>) -> Clues<'a> {
+    Clues {
         stack_pointers: stack_pointers(process),
         usual_stack: usual_stack(process),
-        read: &|address, bytes| {
-            let memory = memory.as_ref();
-            memory.is_some_and(|memory| memory.read(address, bytes).is_ok())
-        },
+        read,
+    }
+}
+
+fn classify(process: &Process, regions: &[Region]) -> MemoryMap {
+    let memory = readable(process);
+    let read = |address, bytes: &mut [u8]| {
+        let memory = memory.as_ref();
+        memory.is_some_and(|memory| memory.read(address, bytes).is_ok())
     };
-    summed(regions, &kinds::ranges(regions, &clues))
+    MemoryMap {
+        parts: summed(regions, &kinds::ranges(regions, &clues(process, &read))),
+        mappings: regions.len() as u64,
+        blocks_told: memory.is_some(),
+    }
 }
 
 /// Adds up what belongs together.
-fn summed(regions: &[Region], ranges: &[Range]) -> MemoryMap {
+fn summed(regions: &[Region], ranges: &[Range]) -> Vec<MapPart> {
     let mut parts: BTreeMap<(MappingKind, &str), (u64, Option<Used>)> = BTreeMap::new();
     for range in ranges {
         let Some(region) = regions.get(range.region) else {
@@ -85,7 +133,7 @@ fn summed(regions: &[Region], ranges: &[Range]) -> MemoryMap {
             sum.swapped += used.swapped;
         }
     }
-    let parts = parts
+    parts
         .into_iter()
         .map(|((kind, name), (bytes, used))| MapPart {
             kind,
@@ -93,11 +141,7 @@ fn summed(regions: &[Region], ranges: &[Range]) -> MemoryMap {
             bytes,
             used,
         })
-        .collect();
-    MemoryMap {
-        parts,
-        mappings: regions.len() as u64,
-    }
+        .collect()
 }
 
 /// A part's share of what is used of a whole mapping.
