@@ -23,4 +23,5 @@ pub mod report;
 pub mod session;
 pub mod symbolize;
 pub mod target;
+pub mod trend;
 pub mod unwind;

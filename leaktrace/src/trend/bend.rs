@@ -1,0 +1,145 @@
+//! Whether what rises slows down: towards a bound, or having reached it.
+//!
+//! Against the straight line stand two families of curves with one more number
+//! each: an exponential approach to a bound (a cache that is filled with keys drawn
+//! from a bounded set), and a line that ends (a cache that fills and is then full;
+//! also a change point at which growth stops). Errors are treated as for the
+//! [line](super::line).
+
+use super::line::{Fit, Line, Point, whiten};
+
+/// How the best of the curves compares with the line.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Bend {
+    /// By how much it fits better: the ratio of F's test.
+    pub evidence: f64,
+    /// The pace in the last fifth, as a share of the pace in the first.
+    pub remaining: f64,
+    /// How sure it is that there is a rise along that curve.
+    pub score: f64,
+    /// The rise that goes on beside an approach to a bound, and by how much the two
+    /// together fit better than a curve that slows down.
+    pub beyond: Option<(Line, f64)>,
+}
+
+/// Spans over time constant that are tried.
+const APPROACHES: [f64; 9] = [0.25, 0.5, 0.8, 1.2, 1.8, 2.6, 4.0, 7.0, 14.0];
+/// The same for an approach beside a rise that goes on.
+const BESIDE: [f64; 6] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
+/// Powers of time: caches of which some keys are asked for much more often.
+const POWERS: [f64; 5] = [0.2, 0.35, 0.5, 0.65, 0.8];
+/// Where growth ends, as shares of the span.
+const ENDS: [f64; 12] = [
+    0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95,
+];
+
+/// Points on which curves are tried.
+struct Trial<'a> {
+    points: &'a [Point],
+    first: f64,
+    span: f64,
+    carried: f64,
+    level: Vec<f64>,
+    values: Vec<f64>,
+}
+
+impl Trial<'_> {
+    /// A curve of time, 0 to 1.
+    fn curve(&self, curve: impl Fn(f64) -> f64) -> Vec<f64> {
+        let times = self
+            .points
+            .iter()
+            .map(|point| (point.0 - self.first) / self.span);
+        whiten(times.map(curve), self.carried)
+    }
+
+    fn fit(&self, curve: impl Fn(f64) -> f64) -> Option<Fit> {
+        Fit::of(&[&self.level], &self.curve(curve), &self.values)
+    }
+
+    /// A straight rise beside an approach at that speed.
+    fn beside(&self, speed: f64) -> Option<Fit> {
+        let approach = self.curve(|time| -(-speed * time).exp_m1());
+        let line = self.curve(|time| time * self.span);
+        Fit::of(&[&self.level, &approach], &line, &self.values)
+    }
+
+    /// The best approach beside a straight rise.
+    fn best_beside(&self) -> Option<Fit> {
+        let rest = |speed: f64| self.beside(speed).map_or(f64::INFINITY, |fit| fit.rest);
+        let mut best = BESIDE
+            .into_iter()
+            .min_by(|a, b| rest(*a).total_cmp(&rest(*b)))?;
+        let mut step: f64 = 1.5;
+        while step > 1.02 {
+            let around = [best / step, best, best * step];
+            best = around
+                .into_iter()
+                .min_by(|a, b| rest(*a).total_cmp(&rest(*b)))?;
+            step = step.sqrt();
+        }
+        self.beside(best)
+    }
+}
+
+impl Bend {
+    /// For points in the order of time; `None` for too few.
+    pub fn of(points: &[Point], carried: f64) -> Option<Self> {
+        let (first, last) = (points.first()?.0, points.last()?.0);
+        let span = last - first;
+        let freedom = points.len() as f64 - 3.0;
+        if freedom < 2.0 || span <= 0.0 {
+            return None;
+        }
+        let trial = Trial {
+            points,
+            first,
+            span,
+            carried,
+            level: whiten(points.iter().map(|_| 1.0), carried),
+            values: whiten(points.iter().map(|point| point.1), carried),
+        };
+        let line = trial.fit(|time| time)?;
+        let straight = line.rest;
+        let mut best = (line, 1.0);
+        let mut consider = |curve: &dyn Fn(f64) -> f64| {
+            if let Some(found) = trial.fit(curve)
+                && found.slope > 0.0
+                && found.rest < best.0.rest
+            {
+                let early = curve(0.2) - curve(0.0);
+                best = (found, (curve(1.0) - curve(0.8)) / early);
+            }
+        };
+        for speed in APPROACHES {
+            consider(&|time| -(-speed * time).exp_m1());
+        }
+        for end in ENDS {
+            consider(&|time| time.min(end));
+        }
+        // From when it was born, which is before the first point.
+        let born = first / span;
+        for power in POWERS {
+            consider(&|time| (time + born).powf(power));
+        }
+        let (best, remaining) = best;
+        let better = |than: f64, rest: f64, doubt: f64| {
+            ((than - rest) * freedom / (rest * doubt).max(than * 1e-9)).max(0.0)
+        };
+        let beyond = || {
+            let fit = trial.best_beside()?;
+            let evidence = better(best.rest, fit.rest, fit.doubt);
+            Some((fit.line(freedom - 1.0, carried), evidence))
+        };
+        Some(Self {
+            evidence: better(straight, best.rest, best.doubt),
+            remaining,
+            score: best.line(freedom, carried).score(),
+            beyond: if freedom > 4.0 && remaining < 1.0 {
+                beyond()
+            } else {
+                None
+            },
+        })
+    }
+}

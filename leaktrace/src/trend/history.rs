@@ -1,0 +1,509 @@
+//! What one site held, in a bounded space, whatever the length of a trace.
+//!
+//! Time is cut into cells of the same width, a power of two seconds; a cell keeps
+//! the lowest, highest and mean value. A cell in which nothing changed is not
+//! stored, so a site that never changes costs one cell. When there are too many,
+//! the width doubles and neighbours are merged, so that resolution halves.
+//!
+//! Time here is what the site *lived*: it begins when something is first held,
+//! ignores a clock that goes back, and counts a pause (a suspended machine, a
+//! stopped leaktrace) only as far as things were made at the usual pace
+//! meanwhile.
+
+use std::time::Duration;
+
+use super::grid::{Grid, GridCell};
+
+/// The ages of [`Aged`].
+pub const AGES: [Duration; 4] = [
+    Duration::from_secs(1),
+    Duration::from_secs(10),
+    Duration::from_secs(60),
+    Duration::from_secs(600),
+];
+
+/// One look at something that is held.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Since the trace began.
+    pub at: Duration,
+    /// What is held: bytes, or other units.
+    pub held: u64,
+    /// Things (blocks) made since the start, cumulative.
+    pub made: u64,
+    /// Things given back since the start, cumulative.
+    pub gone: u64,
+    /// Known only when somebody read the live table.
+    pub aged: Option<Aged>,
+}
+
+/// What is held in things of at least each of [`AGES`], in units of
+/// [`Sample::held`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Aged {
+    /// In the order of [`AGES`].
+    pub held: [u64; 4],
+}
+
+/// More cells than this, and their width doubles.
+const MOST_CELLS: usize = 40;
+/// More looks at ages than this, and two neighbours become one.
+const MOST_AGED: usize = 24;
+/// The width of a cell at first.
+const FIRST_WIDTH_MS: u64 = 1000;
+/// A width of 2^22 s, two months a cell, is never exceeded.
+const MOST_SHIFT: u8 = 22;
+/// Between two looks more time than this passed, and ten times the usual: a pause.
+const PAUSE_MS: u64 = 15_000;
+/// More pauses than this are remembered as one.
+const MOST_PAUSES: usize = 8;
+
+/// How something moved, thinned.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// The last look, and the first at which anything was held or made.
+    seen: Option<Seen>,
+    /// Cells in which something changed, by index; the first is always there,
+    /// the last is open: its mean is not yet known.
+    cells: Vec<Cell>,
+    /// A cell is `FIRST_WIDTH_MS << shift` wide.
+    shift: u8,
+    aged: Vec<AgedCell>,
+    /// Where the time lived and the trace's time part.
+    pauses: Vec<Anchor>,
+}
+
+#[derive(Clone, Debug)]
+struct Seen {
+    first: Sample,
+    last: Sample,
+    /// From the first to the last.
+    lived_ms: u64,
+    /// When `held` last changed.
+    changed_ms: u64,
+    /// When anything last changed, and the integral of `held` over the open cell
+    /// until then, in units times milliseconds.
+    summed_ms: u64,
+    integral: f64,
+    /// Usual time between two looks.
+    usual_ms: u64,
+}
+
+/// From this time lived on, time lived is the trace's less a constant.
+#[derive(Clone, Copy, Debug)]
+struct Anchor {
+    lived_ms: u64,
+    at_ms: u64,
+}
+
+/// Values are relative to the first that was held, so that small movements of
+/// something large keep their digits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cell {
+    /// Made until the cell's end, cumulative.
+    made: u64,
+    index: u32,
+    low: f32,
+    high: f32,
+    mean: f32,
+    last: f32,
+    /// Things held at the end, relative to the first.
+    things: f32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct AgedCell {
+    until_ms: u64,
+    /// Mean time of the looks.
+    mid_ms: u64,
+    looks: u32,
+    held: [f32; 4],
+}
+
+impl History {
+    /// Nothing seen yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            seen: None,
+            cells: Vec::new(),
+            shift: 0,
+            aged: Vec::new(),
+            pauses: Vec::new(),
+        }
+    }
+
+    /// Adds a look. One that changes nothing costs nearly nothing.
+    pub fn push(&mut self, sample: Sample) {
+        if self.seen.is_none() {
+            if sample.held == 0 && sample.made == 0 {
+                return;
+            }
+            self.begin(sample);
+        }
+        let Some(seen) = &mut self.seen else { return };
+        let jumped = seen.pass(sample);
+        let (lived_ms, last) = (seen.lived_ms, seen.last);
+        let changed = (sample.held, sample.made, sample.gone) != (last.held, last.made, last.gone);
+        seen.last = sample;
+        if sample.held != last.held {
+            seen.changed_ms = lived_ms;
+        }
+        if jumped {
+            self.anchor(lived_ms, millis(sample.at));
+        }
+        if changed {
+            self.change(last);
+        }
+        if let Some(aged) = sample.aged {
+            self.look_at_ages(aged);
+        }
+    }
+
+    /// How many things had been made at a time of the trace, from neighbours where
+    /// it is between two looks that were kept.
+    #[must_use]
+    pub fn made_by(&self, at: Duration) -> u64 {
+        let Some(seen) = &self.seen else { return 0 };
+        if at < seen.first.at {
+            return 0;
+        }
+        let lived = self.lived_at(millis(at));
+        let width = self.width_ms();
+        // What was made until the end of each cell; between cells nothing was.
+        let (mut from, mut before) = (0, seen.first.made);
+        for cell in &self.cells {
+            let begins = u64::from(cell.index) * width;
+            let ends = (begins + width).min(seen.lived_ms);
+            if lived <= begins.max(from) {
+                return before;
+            }
+            if lived < ends {
+                let share = (lived - begins) as f64 / (ends - begins) as f64;
+                return before + (cell.made.saturating_sub(before) as f64 * share) as u64;
+            }
+            (from, before) = (ends, cell.made);
+        }
+        before
+    }
+
+    /// Since something was first held.
+    pub(super) fn lived(&self) -> Duration {
+        Duration::from_millis(self.seen.as_ref().map_or(0, |seen| seen.lived_ms))
+    }
+
+    /// How long what is held has not changed.
+    pub(super) fn steady(&self) -> Duration {
+        Duration::from_millis(
+            self.seen
+                .as_ref()
+                .map_or(0, |seen| seen.lived_ms.saturating_sub(seen.changed_ms)),
+        )
+    }
+
+    /// The first and the last look.
+    pub(super) fn ends(&self) -> Option<(Sample, Sample)> {
+        self.seen.as_ref().map(|seen| (seen.first, seen.last))
+    }
+
+    /// Whether anything ever changed.
+    pub(super) fn never_changed(&self) -> bool {
+        self.cells.len() <= 1
+            && self.seen.as_ref().is_none_or(|seen| {
+                let (first, last) = (seen.first, seen.last);
+                (first.held, first.made, first.gone) == (last.held, last.made, last.gone)
+            })
+            && self.cells.iter().all(|cell| cell.low == cell.high)
+    }
+
+    /// All of it in cells of equal width, without holes, at most `most` of them.
+    pub(super) fn grid(&self, most: u64) -> Grid {
+        let Some(seen) = &self.seen else {
+            return Grid::default();
+        };
+        let mut cells = self.cells.clone();
+        if let Some(open) = cells.last_mut() {
+            let width = self.width_ms();
+            let now = seen.relative(seen.last.held);
+            open.mean = seen.mean(u64::from(open.index) * width, width, now);
+        }
+        let mut shift = self.shift;
+        while (seen.lived_ms / (FIRST_WIDTH_MS << shift)) >= most && shift < MOST_SHIFT {
+            merge_pairs(&mut cells);
+            shift += 1;
+        }
+        let width_ms = FIRST_WIDTH_MS << shift;
+        let mut grid = Grid {
+            width: width_ms as f64 / 1000.0,
+            last_width: (seen.lived_ms % width_ms) as f64 / 1000.0,
+            cells: Vec::new(),
+        };
+        let mut made = seen.first.made;
+        let count = (seen.lived_ms / width_ms).min(most) + 1;
+        let mut stored = cells.iter().peekable();
+        let mut before = Cell::still(0, 0.0, 0.0, made);
+        for index in 0..count as u32 {
+            let cell = match stored.next_if(|cell| cell.index == index) {
+                Some(cell) => *cell,
+                None => Cell::still(index, before.last, before.things, before.made),
+            };
+            grid.cells.push(GridCell {
+                low: f64::from(cell.low),
+                high: f64::from(cell.high),
+                mean: f64::from(cell.mean),
+                things: f64::from(cell.things),
+                made: cell.made.saturating_sub(made) as f64,
+            });
+            made = cell.made;
+            before = cell;
+        }
+        grid
+    }
+
+    /// For one of [`AGES`]: seconds lived, and what was held in things of that age;
+    /// only from when there could be any.
+    pub(super) fn aged(&self, age: usize) -> Vec<(f64, f64)> {
+        let least = AGES[age].as_millis() as u64;
+        self.aged
+            .iter()
+            .filter(|cell| cell.mid_ms > least)
+            .map(|cell| (cell.mid_ms as f64 / 1000.0, f64::from(cell.held[age])))
+            .collect()
+    }
+
+    fn begin(&mut self, sample: Sample) {
+        self.seen = Some(Seen {
+            first: sample,
+            last: sample,
+            lived_ms: 0,
+            changed_ms: 0,
+            summed_ms: 0,
+            integral: 0.0,
+            usual_ms: 0,
+        });
+        self.cells.push(Cell::still(0, 0.0, 0.0, sample.made));
+        self.anchor(0, millis(sample.at));
+    }
+
+    fn anchor(&mut self, lived_ms: u64, at_ms: u64) {
+        let anchor = Anchor { lived_ms, at_ms };
+        self.pauses.truncate(MOST_PAUSES - 1);
+        self.pauses.push(anchor);
+    }
+
+    /// Time lived at a time of the trace.
+    fn lived_at(&self, at_ms: u64) -> u64 {
+        let anchor = self.pauses.iter().rfind(|anchor| anchor.at_ms <= at_ms);
+        anchor.map_or(0, |anchor| anchor.lived_ms + (at_ms - anchor.at_ms))
+    }
+
+    fn width_ms(&self) -> u64 {
+        FIRST_WIDTH_MS << self.shift
+    }
+
+    /// Takes in the last look, which differs from the one before.
+    fn change(&mut self, before: Sample) {
+        let width = self.width_ms();
+        let (Some(seen), Some(open)) = (&mut self.seen, self.cells.last_mut()) else {
+            return;
+        };
+        let was = seen.relative(before.held);
+        let index = u32::try_from(seen.lived_ms / width).unwrap_or(u32::MAX);
+        if index > open.index {
+            open.mean = seen.mean(u64::from(open.index) * width, width, was);
+            let things = open.things;
+            seen.summed_ms = u64::from(index) * width;
+            seen.integral = 0.0;
+            if self.cells.len() == self.cells.capacity() {
+                let room = MOST_CELLS + 1 - self.cells.len();
+                self.cells.reserve_exact(self.cells.len().min(room));
+            }
+            self.cells
+                .push(Cell::still(index, was as f32, things, before.made));
+        }
+        let Some(open) = self.cells.last_mut() else {
+            return;
+        };
+        seen.integral += was * seen.lived_ms.saturating_sub(seen.summed_ms) as f64;
+        seen.summed_ms = seen.lived_ms;
+        let now = seen.relative(seen.last.held) as f32;
+        open.low = open.low.min(now);
+        open.high = open.high.max(now);
+        open.last = now;
+        open.made = open.made.max(seen.last.made);
+        open.things = seen.things() as f32;
+        while self.cells.len() > MOST_CELLS && self.shift < MOST_SHIFT {
+            self.widen();
+        }
+    }
+
+    /// Doubles the width of cells.
+    fn widen(&mut self) {
+        let (width, count) = (self.width_ms(), self.cells.len());
+        let Some(seen) = &mut self.seen else { return };
+        // What the open cell takes in from before it.
+        if let [.., before, open] = &self.cells[..]
+            && open.index % 2 == 1
+        {
+            let earlier = if before.index + 1 == open.index {
+                before.mean
+            } else {
+                before.last
+            };
+            seen.integral += f64::from(earlier) * width as f64;
+        }
+        merge_pairs(&mut self.cells);
+        self.shift += 1;
+        if self.cells.len() < count {
+            self.cells.shrink_to(MOST_CELLS + 1);
+        }
+    }
+
+    fn look_at_ages(&mut self, aged: Aged) {
+        let Some(seen) = &self.seen else { return };
+        let now = seen.lived_ms;
+        self.aged.push(AgedCell {
+            until_ms: now,
+            mid_ms: now,
+            looks: 1,
+            held: aged.held.map(|held| held as f32),
+        });
+        if self.aged.len() <= MOST_AGED {
+            return;
+        }
+        // The pair that together spans the least time: the oldest of those.
+        let mut narrowest = (u64::MAX, 0);
+        for pair in 0..self.aged.len() - 1 {
+            let from = if pair == 0 {
+                0
+            } else {
+                self.aged[pair - 1].until_ms
+            };
+            let span = self.aged[pair + 1].until_ms.saturating_sub(from);
+            if span < narrowest.0 {
+                narrowest = (span, pair);
+            }
+        }
+        let later = self.aged.remove(narrowest.1 + 1);
+        self.aged[narrowest.1].join(&later);
+    }
+}
+
+impl Seen {
+    /// Lets time pass until a sample; whether time lived and the trace's time
+    /// parted.
+    fn pass(&mut self, sample: Sample) -> bool {
+        let (now, before) = (millis(sample.at), millis(self.last.at));
+        let Some(passed) = now.checked_sub(before) else {
+            return true;
+        };
+        let pause = passed > PAUSE_MS && self.usual_ms > 0 && passed / 10 > self.usual_ms;
+        if !pause {
+            self.usual_ms = match self.usual_ms {
+                0 => passed,
+                usual => (usual * 7 + passed.min(usual * 2)).div_ceil(8),
+            };
+            self.lived_ms += passed;
+            return false;
+        }
+        let made = self.last.made.saturating_sub(self.first.made);
+        let more = sample.made.saturating_sub(self.last.made);
+        // Nothing is known of its pace: it may as well have lived on.
+        let lived = if made == 0 {
+            passed
+        } else {
+            let due = more as f64 / made as f64 * self.lived_ms as f64;
+            (due as u64).clamp(self.usual_ms, passed)
+        };
+        self.lived_ms += lived;
+        lived != passed
+    }
+
+    fn relative(&self, held: u64) -> f64 {
+        if held >= self.first.held {
+            (held - self.first.held) as f64
+        } else {
+            -((self.first.held - held) as f64)
+        }
+    }
+
+    /// Things held now, relative to the first.
+    fn things(&self) -> f64 {
+        let made = self.last.made.saturating_sub(self.first.made);
+        made as f64 - self.last.gone.saturating_sub(self.first.gone) as f64
+    }
+
+    /// Mean of a cell of which `integral` has been summed, if from then on it
+    /// stayed at `value`.
+    fn mean(&self, begins_ms: u64, width_ms: u64, value: f64) -> f32 {
+        let rest = (begins_ms + width_ms).saturating_sub(self.summed_ms.max(begins_ms));
+        ((self.integral + value * rest as f64) / width_ms as f64) as f32
+    }
+}
+
+impl Cell {
+    /// Where nothing changes.
+    const fn still(index: u32, value: f32, things: f32, made: u64) -> Self {
+        Self {
+            made,
+            index,
+            low: value,
+            high: value,
+            mean: value,
+            last: value,
+            things,
+        }
+    }
+
+    /// Together with the other half of a cell twice as wide.
+    fn join(self, later: Self) -> Self {
+        Self {
+            low: self.low.min(later.low),
+            high: self.high.max(later.high),
+            mean: f32::midpoint(self.mean, later.mean),
+            ..later
+        }
+    }
+}
+
+impl AgedCell {
+    fn join(&mut self, later: &Self) {
+        let (mine, theirs) = (f64::from(self.looks), f64::from(later.looks));
+        let share = theirs / (mine + theirs);
+        for (held, other) in self.held.iter_mut().zip(later.held) {
+            *held = (f64::from(*held) * (1.0 - share) + f64::from(other) * share) as f32;
+        }
+        let ahead = later.mid_ms.saturating_sub(self.mid_ms);
+        self.mid_ms += (ahead as f64 * share) as u64;
+        self.until_ms = later.until_ms;
+        self.looks = self.looks.saturating_add(later.looks);
+    }
+}
+
+/// Makes cells twice as wide. Of a pair only one may be stored: nothing changed in
+/// the other.
+fn merge_pairs(cells: &mut Vec<Cell>) {
+    let mut merged: Vec<Cell> = Vec::with_capacity(cells.len());
+    let mut cells_left = cells.iter().copied().peekable();
+    let mut before = cells.first().copied();
+    while let Some(cell) = cells_left.next() {
+        let wide = cell.index / 2;
+        let joined = if cell.index % 2 == 0 {
+            let other = cells_left.next_if(|next| next.index == cell.index + 1);
+            cell.join(other.unwrap_or(Cell::still(0, cell.last, cell.things, cell.made)))
+        } else {
+            let still = before.unwrap_or(cell);
+            Cell::still(0, still.last, still.things, still.made).join(cell)
+        };
+        before = Some(joined);
+        merged.push(Cell {
+            index: wide,
+            ..joined
+        });
+    }
+    *cells = merged;
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
