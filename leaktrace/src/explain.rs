@@ -4,7 +4,7 @@
 //! files and shared memory are so known exactly. Of anonymous memory, traced
 //! blocks explain as much as they hold. For the rest, the kinds of mappings that
 //! have grown are taken, none for more than it has grown by, or for more than is
-//! used of it where `smaps` told that. What is left was mapped before and is used
+//! used of it where that was looked at. What is left was mapped before and is used
 //! only now.
 
 use std::sync::Arc;

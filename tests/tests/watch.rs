@@ -78,7 +78,11 @@ fn what_grows() -> Result<()> {
     let files = format!("Files grow in memory, mostly {path}. That is page cache");
     let mut ways = GROWTH.to_vec();
     ways.push(("files", "RSS and swap", &files));
-    ways.push(("kept", "RSS and swap", "malloc's heaps grow ("));
+    ways.push((
+        "kept",
+        "RSS and swap",
+        "rather fragmented or kept than leaked",
+    ));
     let mut watched = Vec::new();
     for (way, quantity, advice) in ways {
         let fixture = Fixture::start("grows", &[way, &path])?;
@@ -120,16 +124,16 @@ fn rises(ended: &Ended, quantity: &str) -> Result<()> {
         .lines()
         .find_map(|line| line.strip_prefix(start));
     ensure!(
-        told.is_some_and(|told| told.starts_with(&format!("{quantity} +"))),
+        told.is_some_and(|told| told.contains(&format!("{quantity} +"))),
         "{quantity} does not rise:\n{}",
         ended.stdout
     );
     Ok(())
 }
 
-/// `malloc's heaps grow (6.1 of 7.2 MiB of them is free now)`.
+/// `malloc's heaps grow, but 6.1 of 7.2 MiB of them is free`.
 fn is_mostly_free(ended: &Ended) -> Result<()> {
-    let start = "malloc's heaps grow (";
+    let start = "malloc's heaps grow, but ";
     let told = ended
         .stdout
         .lines()
@@ -231,10 +235,10 @@ fn no_root() -> Result<()> {
         .filter_map(|word| word.parse().ok())
         .collect();
     ensure!(
-        matches!(descriptors[..], [first, last] if last > first + 20),
+        matches!(descriptors[..], [first, last, ..] if last > first + 20),
         "{descriptors:?} in\n{said}"
     );
-    ensure!(row("malloc's heaps (size) ").is_some(), "{said}");
+    ensure!(row("malloc's heaps ").is_some(), "{said}");
     Ok(())
 }
 

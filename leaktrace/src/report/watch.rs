@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use crate::{
-    model::{Advice, Glance, Movement, ProcessInfo, Quantity, Verdict, WatchEnd, WatchReport},
+    model::{
+        Advice, Glance, Movement, ProcessInfo, Quantity, Rate, Verdict, WatchEnd, WatchReport,
+    },
     report::{
         forecast,
         line::{Line, Look},
@@ -145,7 +147,7 @@ fn end(report: &WatchReport) -> Option<String> {
 
 fn movements(report: &WatchReport, page: &mut Page) {
     let title = format!(
-        "{:<24}{:>10}{:>10}  {:<11}per minute",
+        "{:<16}{:>10}{:>10}  {:<10}per minute",
         format!("In {}", quantity::duration(report.elapsed)),
         "at start",
         "now",
@@ -155,7 +157,7 @@ fn movements(report: &WatchReport, page: &mut Page) {
     for movement in &report.movements {
         let quantity = movement.quantity;
         let text = format!(
-            "{:<24}{:>10}{:>10}  {:<11}{}",
+            "{:<16}{:>10}{:>10}  {:<10}{}",
             label(quantity),
             value(quantity, Some(movement.first)),
             value(quantity, Some(movement.last)),
@@ -180,8 +182,8 @@ const fn label(quantity: Quantity) -> &'static str {
         Quantity::Anonymous => "  anonymous",
         Quantity::Files => "  files",
         Quantity::Shared => "  shared",
-        Quantity::Heap => "malloc's heaps (size)",
-        Quantity::OtherMappings => "other anonymous (size)",
+        Quantity::Heap => "malloc's heaps",
+        Quantity::OtherMappings => "other anonymous",
         Quantity::Descriptors => "descriptors",
         Quantity::Threads => "threads",
         Quantity::MappingCount => "mappings",
@@ -190,12 +192,23 @@ const fn label(quantity: Quantity) -> &'static str {
 
 /// `+44.0 MiB (43.1 to 44.9 MiB)`; only what grows has a range.
 fn rate(movement: &Movement) -> String {
-    let rate = movement.trend.rate;
-    let [likely, low, high] = [rate.per_minute, rate.low, rate.high]
+    let trend = &movement.trend;
+    let is_unknown = trend.verdict == Verdict::TooEarly && trend.rate == Rate::default();
+    if is_unknown && movement.first != movement.last {
+        return "?".to_owned();
+    }
+    let [likely, low, high] = [trend.rate.per_minute, trend.rate.low, trend.rate.high]
         .map(|rate| growth(movement.quantity, rate).replace("/min", ""));
     if !movement.grows() || (low == likely && high == likely) {
         return likely;
     }
+    let high = high.trim_start_matches('+');
+    let low = low.trim_start_matches('+');
+    // The unit only once where it is the same.
+    let low = match (low.split_once(' '), high.split_once(' ')) {
+        (Some((number, unit)), Some((_, other))) if unit == other => number,
+        _ => low,
+    };
     format!("{likely} ({low} to {high})")
 }
 
@@ -271,15 +284,21 @@ fn words(advice: &Advice, pid: u32) -> (String, Option<String>) {
     };
     match advice {
         Advice::TraceHeap { free } => {
-            let free = free.map_or_else(String::new, |(free, all)| {
-                format!(" ({} of them is free now)", quantity::bytes_of(free, all))
-            });
-            (
-                format!(
-                    "malloc's heaps grow{free}. Which stacks hold what is allocated from now on:"
+            let heaps = match free {
+                Some((free, all)) if *free > all / 2 => format!(
+                    "malloc's heaps grow, but {} of them is free: rather fragmented or kept than \
+                     leaked. Which stacks hold what is allocated from now on:",
+                    quantity::bytes_of(*free, *all)
                 ),
-                attach,
-            )
+                Some((free, all)) => format!(
+                    "malloc's heaps grow ({} of them is free). Which stacks hold what is allocated \
+                     from now on:",
+                    quantity::bytes_of(*free, *all)
+                ),
+                None => "malloc's heaps grow. Which stacks hold what is allocated from now on:"
+                    .to_owned(),
+            };
+            (heaps, attach)
         }
         Advice::TraceAllocator(allocator) => (
             format!(

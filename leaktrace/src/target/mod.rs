@@ -14,6 +14,7 @@ pub mod mapping_events;
 pub mod mapping_watch;
 pub mod memory;
 pub mod memory_map;
+pub mod pagemap;
 pub mod process_id;
 pub mod resource_limits;
 pub mod select;

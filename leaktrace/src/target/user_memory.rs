@@ -2,16 +2,15 @@
 //! any of it into being: what is swapped out, or was never touched, is not read,
 //! since reading would give it a page or a page table.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::io;
 
-use super::Process;
+use super::{Process, pagemap::Pagemap};
 
 /// The memory of a process.
 #[derive(Debug)]
 pub struct UserMemory {
     pid: i32,
-    /// Which pages are in memory: 8 bytes each (the kernel's `pagemap.rst`).
-    pagemap: File,
+    pagemap: Pagemap,
 }
 
 impl UserMemory {
@@ -22,7 +21,7 @@ impl UserMemory {
     pub fn open(process: &Process) -> io::Result<Self> {
         Ok(Self {
             pid: process.pid().cast_signed(),
-            pagemap: File::open(process.directory()?.join("pagemap"))?,
+            pagemap: Pagemap::open(process)?,
         })
     }
 
@@ -32,7 +31,10 @@ impl UserMemory {
     /// `WouldBlock` when some of it is not in memory. When the process may not be
     /// looked into, or has ended.
     pub fn read(&self, address: u64, bytes: &mut [u8]) -> io::Result<()> {
-        if !self.is_present(address, bytes.len() as u64)? {
+        let end = address
+            .checked_add(bytes.len() as u64)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        if !self.pagemap.is_present(address, end)? {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.transfer(address, bytes)
@@ -65,31 +67,6 @@ impl UserMemory {
     pub fn is_readable(&self) -> bool {
         let error = self.transfer(0, &mut [0]);
         error.is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT))
-    }
-
-    fn is_present(&self, address: u64, length: u64) -> io::Result<bool> {
-        const PRESENT: u64 = 1 << 63;
-        const ENTRY: usize = size_of::<u64>();
-        let page = rustix::param::page_size() as u64;
-        let last = address
-            .checked_add(length.saturating_sub(1))
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        let mut entries = [0; 64 * ENTRY];
-        let mut at = address / page;
-        while at <= last / page {
-            let count = (last / page - at + 1).min(64) as usize;
-            let entries = &mut entries[..count * ENTRY];
-            self.pagemap.read_exact_at(entries, at * ENTRY as u64)?;
-            let is_present = |entry: &[u8]| {
-                let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
-                entry & PRESENT != 0
-            };
-            if !entries.chunks_exact(ENTRY).all(is_present) {
-                return Ok(false);
-            }
-            at += count as u64;
-        }
-        Ok(true)
     }
 }
 

@@ -71,7 +71,10 @@ impl Findings<'_> {
                 mostly: self.anonymous.clone(),
                 may_be_blocks: !self.blocks_told,
             }),
-            _ if advice.is_empty() => advice.push(Advice::TraceInside),
+            // With threads come their stacks.
+            _ if advice.is_empty() && !self.grows(Quantity::Threads) => {
+                advice.push(Advice::TraceInside);
+            }
             _ => {}
         }
     }
@@ -148,7 +151,7 @@ mod tests {
 
     #[test]
     fn the_part_that_grows_decides_what_to_trace() {
-        use Quantity::{Anonymous, Heap, OtherMappings};
+        use Quantity::{Anonymous, Heap, OtherMappings, Threads};
         let heap = Advice::TraceHeap { free: None };
         let cases = [
             (vec![(Anonymous, 10), (Heap, 10)], vec![heap.clone()]),
@@ -165,6 +168,7 @@ mod tests {
                 vec![NO_MAPPINGS],
             ),
             (vec![(Anonymous, 10)], vec![Advice::TraceInside]),
+            (vec![(Anonymous, 10), (Threads, 100)], vec![Advice::Threads]),
             // Only reserved, and nothing uses it.
             (vec![(OtherMappings, 64)], vec![Advice::Nothing]),
         ];

@@ -210,7 +210,11 @@ impl<'a> Watch<'a> {
         Some(used.as_secs_f64() / (now - then).as_secs_f64().max(1e-3))
     }
 
-    fn conclude(&self, end: WatchEnd) -> WatchReport {
+    fn conclude(&mut self, end: WatchEnd) -> WatchReport {
+        // What is used of mappings tells which of them it is that grows.
+        if let Ok(map) = memory_map::survey_used(self.process) {
+            self.maps.last = Some(map);
+        }
         let movements = self.series.movements(self.process);
         let grown = |kind| {
             let (first, last) = (self.maps.first.as_ref()?, self.maps.last.as_ref()?);

@@ -169,9 +169,12 @@ mod tests {
 
     fn walk(bytes: &[u8], most: u64) -> Option<HeapUse> {
         let end = START + bytes.len() as u64;
+        // There are whole pages only.
+        let mut pages = bytes.to_vec();
+        pages.resize(bytes.len().next_multiple_of(PAGE as usize), 0);
         let read = |address: u64, into: &mut [u8]| {
             let start = (address - START) as usize;
-            let Some(from) = bytes.get(start..start + into.len()) else {
+            let Some(from) = pages.get(start..start + into.len()) else {
                 return false;
             };
             into.copy_from_slice(from);

@@ -47,8 +47,6 @@ pub struct Clues<'a> {
 /// A part of a mapping, or all of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Range {
-    /// The mapping's index.
-    pub region: usize,
     /// First address.
     pub start: u64,
     /// First address after it.
@@ -57,6 +55,13 @@ pub struct Range {
     pub kind: MappingKind,
     /// Of which file or name.
     pub name: String,
+}
+
+impl Range {
+    /// How large it is, bytes.
+    pub const fn len(&self) -> u64 {
+        self.end - self.start
+    }
 }
 
 /// The stack pointer in the text of `/proc/PID/task/TID/syscall`; none while the
@@ -80,7 +85,6 @@ pub fn ranges(regions: &[Region], clues: &Clues<'_>) -> Vec<Range> {
         let mut push = |addresses: Addresses<u64>, kind, name: Cow<'_, str>| {
             if !addresses.is_empty() {
                 ranges.push(Range {
-                    region: index,
                     start: addresses.start,
                     end: addresses.end,
                     kind,
@@ -338,7 +342,7 @@ mod tests {
     fn kinds(maps: &str, clues: &Clues<'_>) -> Vec<(MappingKind, String, u64)> {
         ranges(&region::parse(maps.as_bytes()), clues)
             .into_iter()
-            .map(|range| (range.kind, range.name, (range.end - range.start) >> 10))
+            .map(|range| (range.kind, range.name.clone(), range.len() >> 10))
             .collect()
     }
 
@@ -553,9 +557,9 @@ mod tests {
             };
             let clues = Clues { stack_pointers: pointers, usual_stack: Some(PAGE), read: &read };
             let mut ranges = ranges(&regions, &clues).into_iter().peekable();
-            for (index, region) in regions.iter().enumerate() {
+            for region in &regions {
                 let mut at = region.mapping.start;
-                while let Some(range) = ranges.next_if(|range| range.region == index) {
+                while let Some(range) = ranges.next_if(|range| range.end <= region.mapping.end) {
                     prop_assert_eq!(range.start, at);
                     prop_assert!(range.end > range.start);
                     at = range.end;

@@ -1,8 +1,7 @@
-//! The lines of `/proc/PID/maps` and `smaps` (proc_pid_maps(5),
-//! proc_pid_smaps(5)), as far as the kinds of mappings need them. Pure.
+//! The lines of `/proc/PID/maps` (proc_pid_maps(5)), as far as the kinds of mappings
+//! need them. Pure.
 
 use super::super::mapping::{Mapping, parse_line};
-use crate::model::Used;
 
 /// One mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +14,6 @@ pub struct Region {
     pub writable: bool,
     /// What is written is seen by all who map it.
     pub shared: bool,
-    /// What is used of it, from `smaps`.
-    pub used: Option<Used>,
 }
 
 impl Region {
@@ -31,23 +28,11 @@ impl Region {
     }
 }
 
-/// Reads the text of either file; lines that make no sense are left out.
+/// Reads the text of a maps file; lines that make no sense are left out.
 pub fn parse(text: &[u8]) -> Vec<Region> {
-    let mut regions: Vec<Region> = Vec::new();
-    for line in text.split(|byte| *byte == b'\n') {
-        if let Some(region) = parse_region(line) {
-            regions.push(region);
-        } else if let Some(region) = regions.last_mut() {
-            let mut used = region.used.unwrap_or_default();
-            match field(line) {
-                Some((b"Rss", bytes)) => used.resident = bytes,
-                Some((b"Swap", bytes)) => used.swapped = bytes,
-                _ => continue,
-            }
-            region.used = Some(used);
-        }
-    }
-    regions
+    text.split(|byte| *byte == b'\n')
+        .filter_map(parse_region)
+        .collect()
 }
 
 fn parse_region(line: &[u8]) -> Option<Region> {
@@ -59,16 +44,7 @@ fn parse_region(line: &[u8]) -> Option<Region> {
         writable: has(b'w'),
         shared: has(b's'),
         mapping,
-        used: None,
     })
-}
-
-/// `Rss:      12 kB`, in bytes.
-fn field(line: &[u8]) -> Option<(&[u8], u64)> {
-    let colon = line.iter().position(|byte| *byte == b':')?;
-    let number = line[colon + 1..].trim_ascii().strip_suffix(b" kB")?;
-    let number: u64 = std::str::from_utf8(number).ok()?.trim().parse().ok()?;
-    Some((&line[..colon], number.checked_mul(1024)?))
 }
 
 #[cfg(test)]
@@ -77,47 +53,34 @@ mod tests {
 
     use super::*;
 
-    const SMAPS: &[u8] = b"\
-7f5d6c000000-7f5d6c021000 rw-p 00000000 00:00 0 
-Size:                132 kB
-KernelPageSize:        4 kB
-Rss:                  12 kB
-Pss:                  12 kB
-Pss_Dirty:            12 kB
-Swap:                  8 kB
-SwapPss:               8 kB
-THPeligible:           0
-VmFlags: rd wr mr mw me nr sd 
-7f5d6c021000-7f5d70000000 ---p 00000000 00:00 0 
-Size:              65404 kB
-Rss:                   0 kB
-VmFlags: mr mw me nr sd 
-7f5d71000000-7f5d71001000 rw-s 00000000 00:01 1027                       /memfd:a-b c (deleted)
-Rss:                   4 kB
-";
-
     #[test]
-    fn smaps_tells_what_is_used() {
-        let regions = parse(SMAPS);
-        assert_eq!(regions.len(), 3);
-        let used = |resident, swapped| Some(Used { resident, swapped });
-        assert_eq!(regions[0].used, used(12 << 10, 8 << 10));
-        assert!(regions[0].is_plain() && regions[0].writable);
-        assert_eq!(regions[1].used, used(0, 0));
-        assert!(regions[1].is_plain() && !regions[1].accessible);
-        assert!(regions[2].shared && !regions[2].is_plain());
-        assert_eq!(regions[2].used, used(4 << 10, 0));
-    }
-
-    #[test]
-    fn maps_does_not() {
-        let maps: Vec<&[u8]> = SMAPS
-            .split(|byte| *byte == b'\n')
-            .filter(|line| line.starts_with(b"7f"))
+    fn permissions_are_read() {
+        let regions = parse(
+            b"7f5d6c000000-7f5d6c021000 rw-p 00000000 00:00 0 \n\
+              7f5d6c021000-7f5d70000000 ---p 00000000 00:00 0 \n\
+              7f5d71000000-7f5d71001000 rw-s 00000000 00:01 1027   /memfd:a-b c (deleted)\n\
+              7f5d72000000-7f5d72001000 r--p 00000000 00:00 0   [vvar]\n",
+        );
+        let seen: Vec<_> = regions
+            .iter()
+            .map(|region| {
+                (
+                    region.is_plain(),
+                    region.accessible,
+                    region.writable,
+                    region.shared,
+                )
+            })
             .collect();
-        let regions = parse(&maps.join(&b'\n'));
-        assert_eq!(regions.len(), 3);
-        assert!(regions.iter().all(|region| region.used.is_none()));
+        assert_eq!(
+            seen,
+            [
+                (true, true, true, false),
+                (true, false, false, false),
+                (false, true, true, true),
+                (false, true, false, false),
+            ]
+        );
     }
 
     proptest! {
