@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     TraceOptions,
     brake::{Brake, CostWatch, Period},
+    memory_account::AtEnd,
     plan::Plan,
     progress::Progress,
     reporter::{Finished, Last, Reporter},
@@ -425,6 +426,7 @@ impl Watch {
         }
         progress.phase("reading what is held");
         self.sample_memory();
+        let at_end = AtEnd::read(&self.process);
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
         let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;
@@ -445,6 +447,7 @@ impl Watch {
         };
         reporter.finish(Last {
             snapshot,
+            at_end,
             disabled,
             notes,
             fired: self.fired,
