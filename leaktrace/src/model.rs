@@ -333,6 +333,8 @@ pub struct Mark {
     pub time: jiff::Zoned,
     /// When, since the start.
     pub at: Duration,
+    /// The process's memory then.
+    pub memory: MemorySample,
     /// Whether only blocks made since then are shown.
     pub filters: bool,
 }

@@ -263,6 +263,7 @@ pub fn observe(
         &outputs,
         expected_execs > 0,
     ));
+    lines.extend(messages::how_to_mark(options.since_mark, options.warmup));
     let greeted = say_aside(lines.join("\n"));
     let pair_cost = workbench.calibration.pair_cost;
     let trace = TraceInfo {

@@ -9,7 +9,9 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use leaktrace::{
     alert::{Growth, GrowthTest},
-    model::{EndReason, Rate, Report, SortKey, Trend, Verdict, Weight},
+    model::{
+        CommonCaller, EndReason, Mark, MemorySample, Rate, Report, SortKey, Trend, Verdict, Weight,
+    },
     report::{
         export::{ExportOptions, Format},
         flamegraph, folded,
@@ -182,6 +184,49 @@ fn the_readme_explains_every_line_about_what_was_not_seen() {
 }
 
 #[test]
+fn what_growing_stacks_share_is_named() {
+    let mut report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
+    let mut common = CommonCaller {
+        function: "Session::create(User const&)".to_owned(),
+        stacks: 14,
+        growing: 14,
+        share: 1.0,
+    };
+    report.common_caller = Some(common.clone());
+    let text = summary(&report);
+    let all = "All 14 growing stacks pass through Session::create.";
+    assert!(text.contains(all), "{text}");
+    let text = table(&report, 160);
+    let all = "\n    all 14 growing stacks pass through Session::create\n";
+    assert!(text.contains(all), "{text}");
+    common.stacks = 12;
+    common.share = 0.931;
+    report.common_caller = Some(common);
+    report.site_count = 90;
+    let text = table(&report, 160);
+    let most = "; 12 of 14 growing stacks, with 93 % of the growth, pass through Session::create\n";
+    assert!(text.contains(most), "{text}");
+}
+
+#[test]
+fn after_a_mark_growth_of_rss_counts_from_there_too() {
+    let mut report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
+    report.mark = Some(Mark {
+        time: report.trace.started.clone(),
+        at: Duration::from_secs(30),
+        memory: MemorySample {
+            rss: report.memory.rss.map(|rss| rss - 20 * fixture::MIB),
+            ..report.memory
+        },
+        filters: false,
+    });
+    // The mean of 36 MiB per minute, for half a minute.
+    let text = summary(&report);
+    let share = "and makes 90 % of the growth of RSS (+18 of +20 MiB).";
+    assert!(text.contains(share), "{text}");
+}
+
+#[test]
 fn json_report() {
     let report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
     let text = serde_json::to_string_pretty(&Document::of(&report)).unwrap() + "\n";
@@ -207,7 +252,7 @@ fn folded_stacks() {
 }
 
 #[test]
-fn flamegraph_has_title_units_and_two_colours() {
+fn flamegraph_has_title_units_and_colours() {
     let svg = flamegraph::render(&fixture::leaking(), Weight::LiveBlocks).unwrap();
     let svg = String::from_utf8(svg).unwrap();
     assert!(svg.contains(">orderd (4242): 52 310 blocks held (41.2 MiB)</text>"));
@@ -232,12 +277,17 @@ fn flamegraph_has_title_units_and_two_colours() {
     assert!(svg.contains(&format!("<title>{root} (52,310 blocks, 100%)</title>")));
     assert!(svg.contains(&format!(">{root}</text>")));
     assert!(svg.contains("#search { text-anchor:end; opacity:0.8;"));
-    assert!(svg.contains("green: program, orange: allocator, grey: unknown"));
+    assert!(
+        svg.contains("green: program, yellow: standard library, orange: allocator, grey: unknown")
+    );
     assert_eq!(
         colour("malloc (libc.so.6)"),
         colour("operator new(unsigned long) (libc.so.6)")
     );
     assert_ne!(colour("malloc (libc.so.6)"), colour("Worker::run()"));
+    let standard = colour("std::make_unique");
+    assert_ne!(standard, colour("malloc (libc.so.6)"));
+    assert_ne!(standard, colour("Worker::run()"));
     assert_ne!(
         colour("[incomplete: no unwind information in libodd.so.3]"),
         colour("Worker::run()")

@@ -157,11 +157,12 @@ fn share_of_growth(report: &Report) -> Option<String> {
     const NOTEWORTHY: u64 = 1 << 20;
     let resident =
         |sample: &crate::model::MemorySample| Some(sample.rss? + sample.swap.unwrap_or(0));
-    // With a mark, growth counts from there, and RSS was not kept.
-    if report.mark.is_some() || report.memory_read.is_none() {
-        return None;
-    }
-    let grown = resident(&report.memory)?.checked_sub(resident(&report.memory_at_start)?)?;
+    report.memory_read?;
+    let then = report
+        .mark
+        .as_ref()
+        .map_or(&report.memory_at_start, |mark| &mark.memory);
+    let grown = resident(&report.memory)?.checked_sub(resident(then)?)?;
     let minutes = observed(report).as_secs_f64() / 60.0;
     let sites: f64 = growing(report)
         .map(|site| site.growth_per_minute * minutes)
@@ -197,6 +198,7 @@ pub(super) fn others(report: &Report, page: &mut Page) {
                     "Filling: {held}: rises ever more slowly, as a cache on its way to its bound."
                 ),
             ),
+            Verdict::TooEarly if is_early(report) => {}
             Verdict::TooEarly => page.say(Look::Plain, format!("Too early to tell: {held}.")),
             _ => {
                 sites += sums.sites;
