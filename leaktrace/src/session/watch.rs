@@ -71,7 +71,7 @@ pub struct Watch {
     /// When the mark was set, on the clock of blocks.
     pub mark_ns: Option<u64>,
     pub alerts: Alerts,
-    /// How live bytes moved lately.
+    /// How live bytes moved lately, since the mark at most.
     pub recent: Recent,
     /// How many sites grow, as the reporter has found out.
     pub growing_sites: Arc<AtomicUsize>,
@@ -362,6 +362,7 @@ impl Watch {
     fn mark(&mut self, maps: &Maps, reporter: &Reporter, rate: &mut AllocRate) -> Result<()> {
         // First the time: what is made from now on may be in the sums already.
         self.mark_ns = Some(snapshot::now_ns());
+        self.recent = Recent::default();
         reporter.mark(self.snapshot(maps, rate, false)?);
         Ok(())
     }
