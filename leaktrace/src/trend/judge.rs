@@ -137,14 +137,15 @@ impl Judge<'_> {
             return Rise::None;
         }
         let rise = view.rise();
+        let Rise::Steady(line) = rise else {
+            return rise;
+        };
         // The number of things may show more clearly than their size that it slows.
-        let things = view::things(self.grid)
+        let slows = view::things(self.grid)
             .filter(|things| things.line.score() > 0.7 * view.line.score())
-            .filter(View::slows);
-        match (rise, things.map(|things| things.rise())) {
-            (Rise::Steady(line), Some(Rise::Slowing(_))) => Rise::Slowing(line),
-            (rise, _) => rise,
-        }
+            .filter(View::slows)
+            .is_some_and(|things| matches!(things.rise(), Rise::Slowing(_)));
+        if slows { Rise::Slowing(line) } else { rise }
     }
 
     fn straightest(&self) -> Option<&View> {
