@@ -22,7 +22,7 @@
 //! matter: ten equal ones are trusted, one jump is not.
 
 /// A value at a time (in seconds).
-pub(super) type Point = (f64, f64);
+pub(crate) type Point = (f64, f64);
 
 /// A rise in units per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -196,7 +196,7 @@ fn doubt(errors: &[f64], squares: f64) -> f64 {
 }
 
 /// The median of the slopes of all pairs.
-pub(super) fn theil_sen(points: &[Point]) -> Option<f64> {
+pub(crate) fn theil_sen(points: &[Point]) -> Option<f64> {
     let mut slopes = Vec::with_capacity(points.len() * points.len() / 2);
     for (index, later) in points.iter().enumerate() {
         for earlier in &points[..index] {

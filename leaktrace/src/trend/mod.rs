@@ -50,3 +50,4 @@ mod tests;
 mod view;
 
 pub use history::{AGES, Aged, History, Sample};
+pub(crate) use line::theil_sen;
