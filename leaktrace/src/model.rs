@@ -17,8 +17,8 @@ use leaktrace_common::{
 pub use limit::{Forecast, Limit, LimitKind, Resource};
 pub use memory_map::{MapPart, MappingKind, MemoryMap, Used};
 pub use rss_growth::{Cause, CauseKind, RssGrowth};
-pub use watch::{Advice, Glance, Movement, Quantity, WatchEnd, WatchReport};
 pub use trend::{CommonCaller, ProcessTrends, Rate, Survival, Trend, Verdict};
+pub use watch::{Advice, Glance, Movement, Quantity, WatchEnd, WatchReport};
 
 /// Everything known at one moment of a trace.
 #[derive(Clone, Debug)]

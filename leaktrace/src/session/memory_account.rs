@@ -36,19 +36,11 @@ pub struct AtEnd {
 
 impl AtStart {
     /// Lists the mappings.
-    pub fn read(
-        process: &Process,
-        plan: &Plan,
-        memory: MemorySample,
-        is_filtered: bool,
-    ) -> Self {
+    pub fn read(process: &Process, plan: &Plan, memory: MemorySample, is_filtered: bool) -> Self {
         Self {
             memory,
             map: memory_map::survey(process).ok(),
-            is_glibc: plan
-                .watched
-                .iter()
-                .any(|file| is_glibc(&file.path)),
+            is_glibc: plan.watched.iter().any(|file| is_glibc(&file.path)),
             is_filtered,
         }
     }
@@ -102,7 +94,10 @@ impl AtEnd {
         } = observation.process();
         [
             // The process's own growth has everything in it.
-            (Resource::Memory, rate_of(memory).or_else(|| rate_of_sites(sites))),
+            (
+                Resource::Memory,
+                rate_of(memory).or_else(|| rate_of_sites(sites)),
+            ),
             (Resource::Descriptors, rate_of(descriptors)),
             (Resource::Threads, rate_of(threads)),
         ]
