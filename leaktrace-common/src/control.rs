@@ -57,6 +57,11 @@ pub struct Control {
     /// `CLOCK_MONOTONIC` at the exec that cleared `enabled`, nanoseconds; 0
     /// before.
     pub exec_ns: u64,
+    /// How long one of the kernel's ticks (jiffies) takes, nanoseconds; 0 when they
+    /// can't be used as a clock.
+    pub tick_ns: u64,
+    /// `CLOCK_MONOTONIC` when the count of ticks was 0, nanoseconds, wrapping.
+    pub ticks_epoch_ns: u64,
     /// The PID namespace of the target: the inode of `/proc/PID/ns/pid`; 0 for the
     /// first one, whose ids need no translation.
     pub namespace_inode: u64,
@@ -102,7 +107,7 @@ pub mod loader {
     pub const DELETE: u32 = 2;
 }
 
-const _: () = assert!(size_of::<Control>() == 112);
+const _: () = assert!(size_of::<Control>() == 128);
 
 /// Not where a trampoline can be, nor any code.
 pub const UNKNOWN_TRAMPOLINE: u64 = 1;

@@ -151,8 +151,35 @@ pub struct StackSums {
     pub alloc_blocks: u64,
     /// Bytes given back.
     pub freed_bytes: u64,
-    /// Blocks given back.
-    pub freed_blocks: u64,
+    /// Blocks given back, by how many of [`AGE_LIMITS_NS`] they had reached.
+    pub freed_by_age: [u64; AGE_BANDS],
+}
+
+/// Ages that blocks are told apart by, in nanoseconds, rising.
+pub const AGE_LIMITS_NS: [u64; AGE_BANDS - 1] = [
+    1_000_000_000,
+    10_000_000_000,
+    60_000_000_000,
+    600_000_000_000,
+];
+/// Bands of age: below the first limit, and from each of them on.
+pub const AGE_BANDS: usize = 5;
+
+/// How many of [`AGE_LIMITS_NS`] a block made at `made_ns` has reached at `now_ns`;
+/// none when the two clocks disagree and it is not made yet.
+#[inline(always)]
+#[must_use]
+pub const fn age_band(made_ns: u64, now_ns: u64) -> usize {
+    let age = now_ns.wrapping_sub(made_ns) as i64;
+    // As most blocks die young, one comparison decides for them.
+    if age < AGE_LIMITS_NS[0] as i64 {
+        return 0;
+    }
+    let mut band = 1;
+    while band < AGE_BANDS - 1 && age >= AGE_LIMITS_NS[band] as i64 {
+        band += 1;
+    }
+    band
 }
 
 impl StackRecord {
@@ -166,7 +193,7 @@ impl StackRecord {
 }
 
 const _: () = assert!(size_of::<StackRecord>() == 16 + 8 * MAX_FRAMES);
-const _: () = assert!(size_of::<StackSums>() == 40);
+const _: () = assert!(size_of::<StackSums>() == 32 + 8 * AGE_BANDS);
 
 #[cfg(feature = "user")]
 // SAFETY: integers only, no padding, every bit pattern is valid.
@@ -189,6 +216,25 @@ mod tests {
         assert_eq!(FrameWord::in_file(3, 1 << 48).file(), 3);
         let wild = FrameWord::at_address(0xdead_7fff_1234_5678);
         assert_eq!((wild.file(), wild.offset()), (0, 0x7fff_1234_5678));
+    }
+
+    #[test]
+    fn a_block_is_in_the_band_of_the_limits_it_has_reached() {
+        const SECOND: u64 = 1_000_000_000;
+        for (age, band) in [
+            (0, 0),
+            (SECOND - 1, 0),
+            (SECOND, 1),
+            (10 * SECOND - 1, 1),
+            (10 * SECOND, 2),
+            (60 * SECOND, 3),
+            (600 * SECOND - 1, 3),
+            (600 * SECOND, 4),
+            (90_000 * SECOND, 4),
+        ] {
+            assert_eq!(age_band(77, 77 + age), band, "{age}");
+        }
+        assert_eq!(age_band(77, 76), 0);
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub mod flag {
     /// The target has unloaded code since its mappings were read: none of them
     /// counts.
     pub const OUTDATED: u32 = 64;
+    /// The first frame is an address in no known mapping.
+    pub const NOWHERE: u32 = 128;
 }
 
 /// See the module.

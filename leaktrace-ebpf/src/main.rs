@@ -18,6 +18,7 @@ mod debug_log;
 
 mod arch;
 mod calls;
+mod clock;
 mod counters;
 mod exchange;
 mod in_flight;
@@ -131,6 +132,13 @@ fn loader_changes(ctx: ProbeContext) -> u32 {
 #[raw_tracepoint]
 fn learn_file(ctx: RawTracePointContext) -> i32 {
     vma::learn(ctx.arg(0), ctx.arg(1)) as i32
+}
+
+/// Called by leaktrace with how long a tick of the kernel takes, nanoseconds.
+#[raw_tracepoint]
+fn learn_ticks(ctx: RawTracePointContext) -> i32 {
+    clock::learn(ctx.arg(0));
+    0
 }
 
 /// Counts calls and nothing else: the estimate before attaching.

@@ -9,12 +9,13 @@ use leaktrace_common::{
     counter::Counter,
     in_flight::InFlight,
     live::LiveValue,
-    stack::{NOT_STORED, StackEnd, StackSums},
+    stack::{NOT_STORED, StackEnd, StackSums, age_band},
     walk::flag,
 };
 
 use crate::{
     arch::Registers,
+    clock,
     counters::{add, count},
     live::LiveTable,
     maps::{EMPTY_STACK, STACKS, SUMS},
@@ -265,10 +266,13 @@ pub fn add_block(sums: *mut StackSums, size: u64) {
 #[inline(always)]
 pub fn subtract(value: &LiveValue) {
     match SUMS.get_ptr_mut(value.stack_id) {
-        // SAFETY: a value of a map whose entries are never removed.
+        // SAFETY: a value of a map whose entries are never removed; a band is less than
+        // the number of bands.
         Some(sums) => unsafe {
+            let band = age_band(value.time_ns, clock::coarse_ns());
+            let freed = (&raw mut (*sums).freed_by_age).cast::<u64>();
             add(&raw mut (*sums).freed_bytes, value.size());
-            add(&raw mut (*sums).freed_blocks, 1);
+            add(freed.add(band), 1);
         },
         None => count(Counter::SumMissing),
     }

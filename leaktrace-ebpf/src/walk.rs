@@ -36,6 +36,8 @@ const fn ended(end: StackEnd) -> u64 {
 fn reached_end(flags: u32, end: StackEnd) -> u64 {
     if flags & flag::GUESSED != 0 {
         ended(StackEnd::Guessed)
+    } else if flags & flag::NOWHERE != 0 {
+        ended(StackEnd::NoMapping)
     } else {
         ended(end)
     }
@@ -151,6 +153,10 @@ impl Walker {
         let is_mapped = tables::locate::<ASKS>(self, looked_up);
         self.visit(ip);
         if flags & flag::AT_ENTRY != 0 {
+            // Its caller is known all the same, but it may be in any file.
+            if !is_mapped {
+                set!(self, flags, flags | flag::NOWHERE);
+            }
             return self.to_caller(Rule::ENTRY, flags);
         }
         if !is_mapped {

@@ -11,6 +11,8 @@ pub enum Outcome {
     Failed,
     /// Refused, or ended by the brake.
     Refused,
+    /// A site grew, and `--fail-if-growth` was given.
+    Grew,
     /// `run`: what CMD itself ended with (128 + signal when one killed it).
     Command(u8),
     /// `run`: leaktrace's own failure.
@@ -32,6 +34,7 @@ impl Outcome {
             Self::Reported => 0,
             Self::Failed => 1,
             Self::Refused => 3,
+            Self::Grew => 10,
             Self::Command(code) => code,
             Self::RunFailed => 125,
             Self::NotExecutable => 126,

@@ -2,6 +2,7 @@
 //! given back. `ARCHITECTURE.md` has the map of these modules.
 
 pub mod aggregate;
+pub mod alert;
 pub mod allocator;
 pub mod arch;
 pub mod bpf;
@@ -19,9 +20,12 @@ pub mod model;
 pub mod output;
 pub mod perf_event;
 pub mod probe_site;
+pub mod quantity;
 pub mod report;
 pub mod session;
 pub mod symbolize;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod trend;
 pub mod unwind;

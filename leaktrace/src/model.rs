@@ -9,12 +9,15 @@ mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use leaktrace_common::counter::{Counter, CounterBlock, Effect};
+use leaktrace_common::{
+    counter::{Counter, CounterBlock, Effect},
+    stack::{AGE_BANDS, AGE_LIMITS_NS},
+};
 
 pub use limit::{Forecast, Limit, LimitKind, Resource};
 pub use memory_map::{MapPart, MappingKind, MemoryMap, Used};
 pub use rss_growth::{Cause, CauseKind, RssGrowth};
-pub use trend::{Rate, Trend, Verdict};
+pub use trend::{CommonCaller, ProcessTrends, Rate, Survival, Trend, Verdict};
 pub use watch::{Advice, Glance, Movement, Quantity, WatchEnd, WatchReport};
 
 /// Everything known at one moment of a trace.
@@ -60,8 +63,17 @@ pub struct Report {
     /// first. In a periodic report only the first `--top`; in the last and in
     /// written outputs all.
     pub sites: Vec<Site>,
-    /// Indices into `sites` of those that grow, fastest first (at most `--top`).
+    /// Indices into `sites` of those that were judged to be growing, fastest
+    /// first.
     pub growing: Vec<usize>,
+    /// What they have in common, when there are several.
+    pub common_caller: Option<CommonCaller>,
+    /// How many sites, shown or not, were judged to be what.
+    pub verdicts: Vec<(Verdict, VerdictSums)>,
+    /// How the process's own figures moved.
+    pub trends: ProcessTrends,
+    /// From when growth counts, if not from the start.
+    pub mark: Option<Mark>,
     /// How many sites there are that pass the filters, shown or not.
     pub site_count: usize,
     /// Whether ages and filters by age were computed from the blocks.
@@ -201,6 +213,8 @@ pub enum EndReason {
     OutputClosed,
     /// The process that holds the probes was killed.
     ProbesLost,
+    /// `--until-alert`: this condition came true.
+    Alert(String),
     /// The brake: share of the target's CPU time that tracing took, and the
     /// limit (0 to 1).
     Overhead {
@@ -210,6 +224,17 @@ pub enum EndReason {
         limit: f64,
     },
 }
+
+/// Ages that blocks are told apart by, rising.
+pub const AGES: [Duration; AGE_BANDS - 1] = {
+    let mut ages = [Duration::ZERO; AGE_BANDS - 1];
+    let mut index = 0;
+    while index < ages.len() {
+        ages[index] = Duration::from_nanos(AGE_LIMITS_NS[index]);
+        index += 1;
+    }
+    ages
+};
 
 /// What was allocated and given back, since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,6 +247,8 @@ pub struct Sums {
     pub freed_bytes: u64,
     /// Blocks given back.
     pub freed_blocks: u64,
+    /// The same blocks by how many of [`AGES`] they had reached.
+    pub freed_by_age: [u64; AGE_BANDS],
     /// Bytes of live blocks that a filter by age leaves out.
     pub hidden_bytes: u64,
     /// Live blocks that a filter by age leaves out.
@@ -263,8 +290,14 @@ pub struct Site {
     /// What it allocated and gave back since the start; with filters by age,
     /// live are only the blocks that pass.
     pub sums: Sums,
-    /// Growth of live bytes per minute since the start, of blocks of any age.
+    /// Growth of live bytes per minute since the start or the mark, of blocks of
+    /// any age: the mean.
     pub growth_per_minute: f64,
+    /// How it moved; `None` when it was not observed.
+    pub trend: Option<Trend>,
+    /// How many of its blocks reached each of [`AGES`], as far as it can be told;
+    /// empty when ages are not known.
+    pub survival: Vec<Survival>,
     /// Age of its oldest live block, when ages are known.
     pub oldest_age: Option<Duration>,
     /// How the stack ended.
@@ -302,6 +335,30 @@ impl SelfCheck {
     pub fn share(&self) -> Option<f64> {
         (self.return_addresses > 0).then(|| self.after_call as f64 / self.return_addresses as f64)
     }
+}
+
+/// A moment from which growth counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mark {
+    /// When, wall clock.
+    pub time: jiff::Zoned,
+    /// When, since the start.
+    pub at: Duration,
+    /// The process's memory then.
+    pub memory: MemorySample,
+    /// Whether only blocks made since then are shown.
+    pub filters: bool,
+}
+
+/// What sites of one verdict come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct VerdictSums {
+    /// How many sites.
+    pub sites: usize,
+    /// What they hold, bytes.
+    pub live_bytes: u64,
+    /// How fast they grow together, bytes per minute.
+    pub growth_per_minute: f64,
 }
 
 /// How a stack ended, for a person.
@@ -388,9 +445,9 @@ pub struct MemorySample {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SortKey {
     /// Live bytes.
-    #[default]
     LiveBytes,
-    /// Growth of live bytes.
+    /// Growth of live bytes: those first that were judged to be growing.
+    #[default]
     Growth,
     /// Live blocks.
     LiveBlocks,
@@ -435,14 +492,14 @@ impl Report {
         over && self.cost_cpus.is_some_and(|cpus| cpus <= NEGLIGIBLE_CPUS)
     }
     /// Options that choose which blocks are shown by their age, as they are
-    /// given: `--min-age 30s`; empty when there are none.
+    /// given: `--min-age 30s`; empty when there are none. `--since mark` only once
+    /// there is a mark.
     #[must_use]
     pub fn age_filter(&self) -> String {
-        let ages = self
-            .trace
-            .options
-            .iter()
-            .filter(|(name, _)| ["min-age", "max-age"].contains(&name.as_str()));
+        let is_marked = self.mark.as_ref().is_some_and(|mark| mark.filters);
+        let ages = self.trace.options.iter().filter(|(name, _)| {
+            ["min-age", "max-age"].contains(&name.as_str()) || name == "since" && is_marked
+        });
         let texts: Vec<_> = ages
             .map(|(name, value)| format!("--{name} {value}"))
             .collect();
@@ -463,14 +520,22 @@ impl Report {
 }
 
 impl Site {
-    /// The site's key under which [`SortKey`] orders, larger first.
+    /// What it was judged to be.
     #[must_use]
-    pub fn sort_value(&self, key: SortKey) -> f64 {
-        match key {
-            SortKey::LiveBytes => self.sums.live_bytes() as f64,
-            SortKey::Growth => self.growth_per_minute,
-            SortKey::LiveBlocks => self.sums.live_blocks() as f64,
-            SortKey::AllocBytes => self.sums.alloc_bytes as f64,
+    pub fn verdict(&self) -> Verdict {
+        self.trend.map_or(Verdict::TooEarly, |trend| trend.verdict)
+    }
+    /// Growth of live bytes per minute: for good, when that can be told, else the
+    /// mean.
+    #[must_use]
+    pub fn growth(&self) -> f64 {
+        Self::growth_of(self.trend, self.growth_per_minute)
+    }
+    /// The same of a site that moved so, with this mean.
+    pub(crate) fn growth_of(trend: Option<Trend>, mean: f64) -> f64 {
+        match trend {
+            Some(trend) if trend.verdict != Verdict::TooEarly => trend.rate.per_minute,
+            _ => mean,
         }
     }
     /// The site's weight in a flamegraph.

@@ -35,6 +35,48 @@ fn destination(format: &str, path: &Path) -> Destination {
 }
 
 #[test]
+fn files_aside_never_take_the_place_of_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let pipe = at("pipe.json");
+    let status = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(status.success());
+    let chosen = vec![
+        destination("svg", &at("heap.svg")),
+        destination("json", &at("plain")),
+        // Where nothing can be beside.
+        destination("json", &pipe),
+        destination("json", Path::new("/dev/null")),
+        destination("txt", Path::new("-")),
+    ];
+    let mut outputs = Outputs::chosen(chosen, None);
+    let names = |outputs: &mut Outputs, label| -> Vec<String> {
+        let written = outputs.write_aside(&fixture::leaking(), &OPTIONS, label);
+        let file = |path: PathBuf| path.strip_prefix(directory.path()).unwrap().to_owned();
+        written
+            .into_iter()
+            .map(|it| it.result.map(|()| file(it.path.unwrap())).unwrap())
+            .map(|path| path.display().to_string())
+            .collect()
+    };
+    let expected = ["heap.alert-1.svg", "plain.alert-1"];
+    assert_eq!(names(&mut outputs, "alert-1"), expected);
+    assert!(expected.iter().all(|name| at(name).exists()));
+    assert!(!at("heap.svg").exists());
+    let in_directory = at("new");
+    let time = "2026-11-21T03:14:07+01:00[+01:00]".parse().unwrap();
+    let new = Directory::of_process(&in_directory, "x", 1, &time);
+    fs::create_dir(&in_directory).unwrap();
+    let mut outputs = Outputs::in_directory(new, None);
+    let path = "new/leaktrace-x-1-20261121T031407/alert-2";
+    assert_eq!(
+        names(&mut outputs, "alert-2"),
+        ["svg", "folded", "json"].map(|format| format!("{path}.{format}"))
+    );
+    assert!(names(&mut Outputs::none(), "alert-3").is_empty());
+}
+
+#[test]
 fn one_output_that_fails_does_not_prevent_others() {
     let directory = tempfile::tempdir().unwrap();
     let good = directory.path().join("a.svg");

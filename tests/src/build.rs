@@ -22,6 +22,7 @@ pub const SOURCES: &[&str] = &[
     "futures.rs",
     "growing.go",
     "grows.c",
+    "holders.c",
     "leaver.c",
     "mappings.c",
     "mixed.c",

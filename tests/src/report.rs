@@ -55,6 +55,8 @@ pub struct End {
     pub reason: String,
     /// Which signal.
     pub signal: Option<String>,
+    /// Which condition.
+    pub alert: Option<String>,
 }
 
 /// A feature of the kernel.

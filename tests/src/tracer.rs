@@ -336,10 +336,7 @@ impl Tracer {
     /// When it does not end with status 0 and a report.
     pub fn json_report(mut self) -> Result<serde_json::Value> {
         self.signal(libc::SIGINT)?;
-        let ended = self.ended()?;
-        ended.report()?;
-        let text = std::fs::read_to_string(ended.directory.path().join("report.json"))?;
-        Ok(serde_json::from_str(&text)?)
+        self.ended()?.json_report()
     }
 
     /// Waits for its end.
@@ -428,6 +425,24 @@ impl Ended {
     pub fn report_whatever_status(&self) -> Result<Report> {
         Report::read(&self.directory.path().join("report.json"))
             .with_context(|| format!("leaktrace said: {:#?}", self.stderr))
+    }
+
+    /// The whole JSON report as it was written; anything but status 0 is an error.
+    ///
+    /// # Errors
+    /// As for [`Self::report`].
+    pub fn json_report(&self) -> Result<serde_json::Value> {
+        self.report()?;
+        Ok(serde_json::from_str(&self.file("report.json")?)?)
+    }
+
+    /// The text of a file in its working directory.
+    ///
+    /// # Errors
+    /// When there is none, or it is no text.
+    pub fn file(&self, name: &str) -> Result<String> {
+        let path = self.directory.path().join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
     /// Files it left in its working directory.

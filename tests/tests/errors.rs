@@ -88,6 +88,19 @@ fn usage() -> Vec<Case> {
                  folded, json, txt, or use one of these as the extension",
             )
         }),
+        case("usage_condition_that_is_none", BINARY, || {
+            is_usage_error(
+                &["attach", "1", "--alert", "live>50Q"],
+                "`50Q` is no size\n  live>50Q\n       ^^^ write it like 4096, 4k, 1.5MiB",
+            )
+        }),
+        case("usage_two_things_on_stdout", BINARY, || {
+            is_usage_error(
+                &["attach", "1", "--format", "json-lines", "-o", "txt:-"],
+                "leaktrace: --format json-lines prints on stdout, and so does `-o …:-`: leave one \
+                 out, or name a file",
+            )
+        }),
         case("usage_run_without_a_command", BINARY, || {
             is_usage_error(&["run"], "<CMD>...")
         }),

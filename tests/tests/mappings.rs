@@ -4,7 +4,11 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    io::Write as _,
     process::{ExitCode, Stdio},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +23,8 @@ use leaktrace_tests::{
 const C: &[Need] = &[Need::Tracing, Need::C];
 /// How a complete stack ends.
 const COMPLETE: &str = "complete";
+/// How one ends through a file that is doubted.
+const REPLACED: &str = "something else was mapped in place of libswap_one.so";
 
 /// Sizes, as in the fixture.
 const IN_ONE: u64 = 1001;
@@ -35,6 +41,23 @@ fn main() -> ExitCode {
         case("one_library_in_the_place_of_another", C, swapped_by_loader).without("find_vma"),
         case("one_library_in_the_place_of_another", C, swapped_by_loader).without_all(),
         case("one_file_mapped_over_another", C, swapped_by_hand),
+        case("an_overwritten_file_is_doubted", C, overwritten),
+        case(
+            "one_file_over_another_as_a_third_is_unloaded",
+            C,
+            swapped_beside,
+        ),
+        case(
+            "one_library_in_the_place_of_another_unseen",
+            C,
+            swapped_unseen,
+        ),
+        case(
+            "one_library_in_the_place_of_another_unseen",
+            C,
+            swapped_unseen,
+        )
+        .without("uprobe_multi"),
         case("a_new_library_is_soon_known", C, loaded),
         case("a_new_library_is_soon_known", C, loaded).without("find_vma"),
         case("code_made_at_run_time_is_never_complete", C, made_code),
@@ -73,6 +96,20 @@ fn truth(size: u64) -> Result<Vec<&'static [&'static str]>> {
                 "call",
                 "swap_by_hand",
             ],
+            &[
+                "take",
+                "deeper in one",
+                "swap in one",
+                "call",
+                "swap_beside_loader",
+            ],
+            &[
+                "take",
+                "deeper in one",
+                "swap in one",
+                "call",
+                "load_before_leaving",
+            ],
         ],
         IN_TWO => vec![
             &[
@@ -88,6 +125,20 @@ fn truth(size: u64) -> Result<Vec<&'static [&'static str]>> {
                 "swap in two",
                 "call",
                 "swap_by_hand",
+            ],
+            &[
+                "take",
+                "deeper in two",
+                "swap in two",
+                "call",
+                "swap_beside_loader",
+            ],
+            &[
+                "take",
+                "deeper in two",
+                "swap in two",
+                "call",
+                "swap_unseen",
             ],
         ],
         AT_START => vec![&["take", "main"]],
@@ -133,7 +184,7 @@ fn check(report: &Report) -> Result<Ends> {
         if functions.first().is_none_or(|name| name != "take") {
             continue;
         }
-        if stack.end == COMPLETE && functions.iter().any(|name| name == "main") {
+        if stack.end == COMPLETE {
             ensure!(
                 size * stack.alloc_blocks == stack.alloc_bytes,
                 "blocks of several sizes have the complete stack {functions:?}"
@@ -142,6 +193,11 @@ fn check(report: &Report) -> Result<Ends> {
             ensure!(
                 possible.iter().any(|one| functions.starts_with_words(one)),
                 "a wrong stack of {size} bytes is complete: {functions:?}"
+            );
+            let begins = |name: &String| name == "main" || name == "swap_unseen";
+            ensure!(
+                functions.iter().any(begins),
+                "a complete stack begins nowhere: {functions:?}"
             );
         }
         let by_end = ends.entry(size).or_default();
@@ -217,15 +273,75 @@ fn is_asked(report: &Report) -> bool {
 /// Nobody tells of what is mapped by hand, so the files there are doubted once it
 /// is seen.
 fn swapped_by_hand() -> Result<()> {
+    swapped("hand")
+}
+
+/// What the loader tells at the same time is about something else.
+fn swapped_beside() -> Result<()> {
+    swapped("beside")
+}
+
+fn swapped(command: &str) -> Result<()> {
     let mut fixture = fixture()?;
     let tracer = Start::attach(fixture.pid())?.attached()?;
-    fixture.tell("hand")?;
+    fixture.tell(command)?;
     let report = tracer.report()?;
     let ends = check(&report)?;
-    let doubted = "something else was mapped in place of libswap_one.so";
     let of_one = ends.get(&IN_ONE).context("no calls")?;
-    ensure!(of_one.contains_key(doubted), "{of_one:?}");
+    ensure!(of_one.contains_key(REPLACED), "{of_one:?}");
     ensure!(count(&ends, IN_ONE).1 == 0, "{of_one:?}");
+    Ok(())
+}
+
+/// As `cp` does it: what is mapped changes with the file, and when is not known.
+fn overwritten() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let library = directory.path().join("libswap_one.so");
+    fs::copy(build::library("swap_one")?, &library)?;
+    let other = fs::read(build::library("swap_two")?)?;
+    let mut fixture = Fixture::start("mappings", &[&library.display().to_string()])?;
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    fixture.send("load 150 10")?;
+    thread::sleep(Duration::from_millis(500));
+    // Not cut off first: then it could not run meanwhile.
+    let mut file = fs::OpenOptions::new().write(true).open(&library)?;
+    file.write_all(&other)?;
+    fixture.expect("done")?;
+    let report = tracer.report()?;
+    // How many blocks, by size and end: what is allocated changes, too.
+    let mut ends: BTreeMap<(u64, &str), u64> = BTreeMap::new();
+    for stack in &report.stacks {
+        if functions(stack).iter().any(|name| name == "swap in one") {
+            let size = stack.alloc_bytes / stack.alloc_blocks.max(1);
+            *ends.entry((size, &*stack.end)).or_default() += stack.alloc_blocks;
+        }
+    }
+    let complete: Vec<u64> = ends
+        .keys()
+        .filter_map(|(size, end)| (*end == COMPLETE).then_some(*size))
+        .collect();
+    ensure!(
+        complete == [IN_TWO],
+        "stacks through what the file was are complete, or none is any more: {ends:?}"
+    );
+    eprintln!("{ends:?}");
+    let is_doubted = ends.keys().any(|(_, end)| *end == REPLACED);
+    ensure!(is_doubted, "{ends:?}");
+    Ok(())
+}
+
+/// Perf events are silent from the end of the main thread until others take their
+/// place, those in the loader as well.
+fn swapped_unseen() -> Result<()> {
+    let mut fixture = fixture()?;
+    let tracer = Start::attach(fixture.pid())?.attached()?;
+    let is_same = fixture.number("leave")?;
+    ensure!(is_same == 1, "it is elsewhere: nothing was tried");
+    let report = tracer.report()?;
+    let ends = check(&report)?;
+    let (all, complete) = count(&ends, IN_TWO);
+    // Those of 0.3 s may not be seen, and those of a moment be incomplete.
+    ensure!(all >= 40 && complete >= all / 2, "{ends:?}");
     Ok(())
 }
 

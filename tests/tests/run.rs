@@ -100,7 +100,23 @@ fn check(ended: &Ended) -> Result<()> {
 fn constructors() -> Result<()> {
     let ended = run(&[])?;
     ended.expect_status(0)?;
-    check(&ended)
+    check(&ended)?;
+    // The loader calls it, from where the kernel has begun the process.
+    let report = ended.report()?;
+    let by_loader = report.stacks.iter().find(|stack| {
+        let symbols = || {
+            stack
+                .frames
+                .iter()
+                .filter_map(|frame| frame.symbol.as_deref())
+        };
+        symbols().any(|name| name == "library_keeps") && symbols().all(|name| name != "main")
+    });
+    let by_loader = by_loader.context("the constructor was not called")?;
+    if report.features.get("find_vma").is_some_and(|it| it.used) {
+        ensure!(by_loader.end == "complete", "{by_loader:?}");
+    }
+    Ok(())
 }
 
 fn exit_status() -> Result<()> {
@@ -168,9 +184,9 @@ fn pass_through() -> Result<()> {
     check(&ended)
 }
 
-/// SIGTERM, SIGHUP and SIGUSR2 reach the command, which ends as it wants.
+/// SIGTERM and SIGHUP reach the command, which ends as it wants.
 fn signals() -> Result<()> {
-    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGUSR2] {
+    for signal in [libc::SIGTERM, libc::SIGHUP] {
         let mut tracer = Start::run(&[], &command(&["wait"])?)?.start()?;
         tracer.wait_until_attached()?;
         // It catches signals once it is in main.

@@ -27,7 +27,8 @@ pub fn run() -> Result<()> {
     let flamegraph = dir.join("orderd.svg");
     let mut trace = packages::as_root(&leaktrace);
     trace.args(["attach", &service.pid()]);
-    trace.args(["--duration", "12s", "--interval", "4s", "--top", "5"]);
+    // A verdict takes a minute.
+    trace.args(["--duration", "75s", "--interval", "15s", "--top", "5"]);
     for (format, name) in [
         ("svg", "orderd.svg"),
         ("folded", "orderd.folded"),

@@ -2,6 +2,8 @@
 //! sites are filtered, ordered and cut here.
 
 mod ages;
+mod baseline;
+mod common_caller;
 mod completeness;
 mod self_check;
 mod sites;
@@ -17,7 +19,10 @@ use leaktrace_common::stack::{FrameWord, NOT_STORED, StackEnd};
 
 use crate::{
     bpf::Maps,
-    model::{CompleteShare, Completeness, Frame, SelfCheck, Site, SortKey, Sums},
+    model::{
+        CommonCaller, CompleteShare, Completeness, Frame, SelfCheck, Site, SortKey, Sums, Survival,
+        Trend, Verdict, VerdictSums,
+    },
     symbolize::Symbolizer,
     target::code_files::{CodeFiles, FileNumber},
 };
@@ -27,19 +32,24 @@ use self::{
     self_check::{CallCheck, Looked},
 };
 
-pub use ages::{AgeFilter, BlockAges};
+pub use ages::{AgeFilter, BlockAges, reached};
+pub use baseline::Baseline;
 
 /// Which sites a report has, and in which order.
-#[derive(Clone, Copy, Debug)]
-pub struct Selection {
+#[derive(Clone, Copy)]
+pub struct Selection<'a> {
     /// What to order by.
     pub sort: SortKey,
     /// At most this many; `None` for all.
     pub top: Option<usize>,
-    /// How many growing ones are named.
-    pub growing: usize,
     /// Time since events count.
     pub elapsed: Duration,
+    /// From what growth counts, if not from nothing.
+    pub baseline: Option<&'a Baseline>,
+    /// How stacks moved.
+    pub trends: &'a HashMap<u64, Trend>,
+    /// How many blocks of a stack with these sums reached each age.
+    pub survival: &'a dyn Fn(u64, &Sums) -> Vec<Survival>,
 }
 
 /// Sites of a report with what is said of all of them.
@@ -47,8 +57,12 @@ pub struct Selection {
 pub struct Sites {
     /// Ordered and cut.
     pub sites: Vec<Site>,
-    /// Indices of the growing ones.
+    /// Indices of the growing ones, fastest first.
     pub growing: Vec<usize>,
+    /// What these have in common.
+    pub common_caller: Option<CommonCaller>,
+    /// How many sites were judged to be what.
+    pub verdicts: Vec<(Verdict, VerdictSums)>,
     /// How many there are before the cut.
     pub count: usize,
     /// Sums over all stacks, before filters.
@@ -206,7 +220,7 @@ impl Aggregator {
         &mut self,
         sums: &[(u64, Sums)],
         ages: Option<&BlockAges>,
-        selection: &Selection,
+        selection: &Selection<'_>,
     ) -> Sites {
         if self.symbolizer.take_fetched() {
             self.forget_frames();
@@ -216,27 +230,51 @@ impl Aggregator {
             .fold(Sums::default(), |all, (_, one)| sites::add(all, *one));
         let mut rows = sites::rows(sums, ages, selection);
         let count = rows.len();
-        let growing = sites::fastest(&rows, selection.growing);
-        let shown = selection.top.unwrap_or(rows.len()).min(rows.len());
-        // Growing sites are part of the report wherever they stand.
-        let growing = if selection.top.is_some() {
-            Vec::new()
-        } else {
-            growing
-        };
-        rows.truncate(shown);
+        let verdicts = sites::by_verdict(&rows);
         let doubtful = self.doubtful();
+        let mut growing = sites::growing(&rows);
+        let common_caller = self.common_caller(&rows, &growing);
+        let shown = selection.top.unwrap_or(rows.len()).min(rows.len());
+        growing.retain(|index| *index < shown);
+        rows.truncate(shown);
+        let all: HashMap<u64, Sums> = sums.iter().copied().collect();
         let sites = rows
             .into_iter()
-            .map(|row| self.site(row, ages, &doubtful))
+            .map(|row| {
+                let sums = all.get(&row.stack_id).copied().unwrap_or_default();
+                let survival = (selection.survival)(row.stack_id, &sums);
+                self.site(row, ages, survival, &doubtful)
+            })
             .collect();
         Sites {
             sites,
             growing,
+            common_caller,
+            verdicts,
             count,
             totals,
             complete: self.complete(sums, &doubtful),
         }
+    }
+
+    /// What growing rows have in common.
+    fn common_caller(&mut self, rows: &[sites::Row], growing: &[usize]) -> Option<CommonCaller> {
+        // The slowest of many don't change it, and would have to be looked up.
+        const ENOUGH: usize = 256;
+        let stacks: Vec<_> = growing
+            .iter()
+            .take(ENOUGH)
+            .map(|index| {
+                let row = &rows[*index];
+                let (frames, _) = self.resolve(row.stack_id, &Doubtful::new());
+                (frames, row.growth())
+            })
+            .collect();
+        let stacks: Vec<_> = stacks
+            .iter()
+            .map(|(frames, growth)| (&**frames, *growth))
+            .collect();
+        common_caller::of(&stacks)
     }
 
     /// Looks up all frames, and waits so long at most for debug information that
@@ -257,13 +295,21 @@ impl Aggregator {
         }
     }
 
-    fn site(&mut self, row: sites::Row, ages: Option<&BlockAges>, doubtful: &Doubtful) -> Site {
+    fn site(
+        &mut self,
+        row: sites::Row,
+        ages: Option<&BlockAges>,
+        survival: Vec<Survival>,
+        doubtful: &Doubtful,
+    ) -> Site {
         let (frames, end) = self.resolve(row.stack_id, doubtful);
         Site {
             stack_id: row.stack_id,
             class: "heap",
             sums: row.sums,
             growth_per_minute: row.growth_per_minute,
+            trend: row.trend,
+            survival,
             oldest_age: ages.and_then(|ages| ages.oldest(row.stack_id)),
             end,
             frames,

@@ -90,6 +90,52 @@ pub fn ends_with_call(code: &[u8]) -> bool {
     })
 }
 
+/// How many bytes from a program's entry point on are surely of the code there, which
+/// never returns. It ends with a jump to somewhere that only the processor knows, or
+/// halts. Where the straight way meets something else, the last call may not have come
+/// back either, and the rest may be another function: then only the first call counts.
+#[must_use]
+pub fn entry_code(bytes: &[u8]) -> usize {
+    let mut decoder = Decoder::new(64, bytes, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    let (mut first_call, mut farthest_jump) = (None, 0);
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+        let end = decoder.position();
+        let begins_function = instruction.mnemonic() == Mnemonic::Push
+            && SAVED.contains(&instruction.op0_register())
+            && first_call.is_some();
+        match (instruction.mnemonic(), instruction.flow_control()) {
+            // Another function, what lies between functions, or no code.
+            _ if begins_function || instruction.is_invalid() => break,
+            (Mnemonic::Nop | Mnemonic::Int3, _) => break,
+            (Mnemonic::Hlt | Mnemonic::Ud2, _) | (_, FlowControl::IndirectBranch)
+                if farthest_jump < end =>
+            {
+                return end;
+            }
+            (_, FlowControl::ConditionalBranch) => {
+                // Back to the entry, or before it, wraps.
+                match usize::try_from(instruction.near_branch_target()) {
+                    Ok(target) if (end..bytes.len()).contains(&target) => {
+                        farthest_jump = farthest_jump.max(target);
+                    }
+                    _ => break,
+                }
+            }
+            (_, FlowControl::Call | FlowControl::IndirectCall) => {
+                // So are system calls.
+                if instruction.is_call_near() || instruction.is_call_near_indirect() {
+                    first_call = first_call.or(Some(end));
+                }
+            }
+            (_, FlowControl::Next) => {}
+            _ => break,
+        }
+    }
+    first_call.unwrap_or(0)
+}
+
 /// Where signal handlers return to: `mov $15, %rax; syscall` (`rt_sigreturn`), in
 /// exactly this form, by which unwinders know it.
 pub const SIGNAL_RETURN: [u8; 9] = [0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
@@ -512,5 +558,49 @@ mod tests {
         for code in others {
             assert!(!ends_with_call(code), "{code:x?}");
         }
+    }
+
+    /// `mov %rsp, %rdi; call 0; mov %rax, %r12; and $-16, %rsp; call 0`.
+    const BEGIN: &[u8] = b"\x48\x89\xe7\xe8\0\0\0\0\x49\x89\xc4\x48\x83\xe4\xf0\xe8\0\0\0\0";
+    /// Where the first call ends.
+    const FIRST_CALL: usize = 8;
+
+    #[test]
+    fn code_at_an_entry_ends_where_it_leaves_for_good() {
+        let ends: [&[u8]; 4] = [
+            b"\x4c\x89\xec\x41\xff\xe4",     // mov %r13, %rsp; jmp *%r12
+            b"\x5a\x52\xf4",                 // pop %rdx; push %rdx; hlt
+            b"\x0f\x0b",                     // ud2
+            b"\x74\x02\x89\xc0\x41\xff\xe4", // je over mov; jmp *%r12
+        ];
+        for end in ends {
+            let code = [BEGIN, end].concat();
+            let followed = [&code, &b"\x53\xc3"[..]].concat();
+            assert_eq!(entry_code(&followed), code.len(), "{end:x?}");
+        }
+    }
+
+    /// Each is followed by something that looks like an end.
+    #[test]
+    fn what_may_be_another_function_is_not_code_of_the_entry() {
+        let others: [&[u8]; 9] = [
+            b"\x90",             // nop
+            b"\x0f\x1f\x40\x00", // a longer one
+            b"\xcc",             // int3
+            b"\xc3",             // ret
+            b"\x53",             // push %rbx
+            b"\x41\x57",         // push %r15
+            b"\xeb\x00",         // jmp
+            b"\x74\xf0",         // je backwards
+            b"\x06",             // no instruction
+        ];
+        for other in others {
+            let code = [BEGIN, other, b"\xf4"].concat();
+            assert_eq!(entry_code(&code), FIRST_CALL, "{other:x?}");
+        }
+        assert_eq!(entry_code(BEGIN), FIRST_CALL, "the end of the text");
+        let jump_over_the_end = [BEGIN, b"\x74\x01\xf4\x90"].concat();
+        assert_eq!(entry_code(&jump_over_the_end), FIRST_CALL);
+        assert_eq!(entry_code(b"\x31\xed\xc3"), 0, "nothing is called");
     }
 }

@@ -120,6 +120,17 @@ impl ControlPage {
         self.load(field!(unloads))
     }
 
+    /// The loader may have told of changes that no program saw: no mapping is trusted
+    /// until they have been read again.
+    pub fn distrust_mappings(&self) {
+        /// A program that adds 1 at the same time may undo this, but not so that a
+        /// number is what it was.
+        const STEP: u32 = 1 << 16;
+        self.store(field!(unloads), self.unloads().wrapping_add(STEP));
+        let changes = self.loader_changes();
+        self.store(field!(loader_changes), changes.wrapping_add(STEP));
+    }
+
     /// Whether the target's loader is just removing code that is mapped still, or was a
     /// moment ago.
     pub fn is_unloading(&self) -> bool {

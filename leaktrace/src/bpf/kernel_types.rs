@@ -156,6 +156,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing;
 
     /// Types with a structure `outer` of an integer member `a`, and a union
     /// without a name that holds `b`.
@@ -205,8 +206,14 @@ mod tests {
 
     #[test]
     fn this_kernel_s_layout_has_each_member_once() {
-        let Ok(btf) = std::fs::read("/sys/kernel/btf/vmlinux") else {
-            return;
+        const BTF: &str = "/sys/kernel/btf/vmlinux";
+        let btf = match std::fs::read(BTF) {
+            Ok(btf) => btf,
+            Err(error) => {
+                let test = "this_kernel_s_layout_has_each_member_once";
+                testing::not_run(module_path!(), test, &format!("{BTF}: {error}"));
+                return;
+            }
         };
         let layout = vma_layout(&btf).unwrap();
         let mut offsets = [

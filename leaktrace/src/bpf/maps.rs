@@ -201,7 +201,10 @@ impl Maps {
                 sums.alloc_bytes = sums.alloc_bytes.wrapping_add(one.alloc_bytes);
                 sums.alloc_blocks = sums.alloc_blocks.wrapping_add(one.alloc_blocks);
                 sums.freed_bytes = sums.freed_bytes.wrapping_add(one.freed_bytes);
-                sums.freed_blocks = sums.freed_blocks.wrapping_add(one.freed_blocks);
+                for (sum, freed) in sums.freed_by_age.iter_mut().zip(one.freed_by_age) {
+                    *sum = sum.wrapping_add(freed);
+                    sums.freed_blocks = sums.freed_blocks.wrapping_add(freed);
+                }
             }
             all.push((from_bytes(key), sums));
         })

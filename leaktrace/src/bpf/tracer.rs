@@ -13,6 +13,7 @@ use aya::{
 };
 
 use leaktrace_common::function::{Cookie, FIXED};
+use rustix::time::{ClockId, clock_getres};
 
 use super::{
     features::{Feature, Features},
@@ -39,6 +40,14 @@ pub struct Tracer {
     vforks_are_counted: bool,
 }
 
+/// How long one of the kernel's ticks takes: the resolution of its clocks that
+/// count them (clock_getres(2)).
+fn tick_ns() -> Option<u64> {
+    let tick = clock_getres(ClockId::MonotonicCoarse);
+    let nanoseconds = u64::try_from(tick.tv_nsec).ok()?;
+    (tick.tv_sec == 0 && nanoseconds > 0).then_some(nanoseconds)
+}
+
 impl Tracer {
     /// Creates the maps; programs are loaded when they are attached.
     pub fn load(source: &ObjectSource, limits: &Limits, features: &Features) -> Result<Self> {
@@ -54,6 +63,12 @@ impl Tracer {
         };
         let batched = features.has(Feature::BatchedLookup);
         let maps = Arc::new(Maps::new(maps, learn_file, batched)?);
+        // Without them, programs read the precise clock.
+        if let Some(tick_ns) = tick_ns() {
+            let program = raw_tracepoint(&mut ebpf, "learn_ticks")?;
+            program.load()?;
+            let _ = syscall::run_raw_tracepoint(program.fd()?.as_fd(), &[tick_ns]);
+        }
         Ok(Self {
             ebpf,
             object,

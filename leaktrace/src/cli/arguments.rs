@@ -4,13 +4,14 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
-use super::quantity::{self, Overhead};
 use crate::{
     aggregate::AgeFilter,
+    alert::{Condition, GrowthTest},
     bpf::{self, Limits, ObjectSource},
     model::{SortKey, Weight},
-    output::destination::Destination,
-    session::{Brake, Launch, TraceOptions},
+    output::destination::{Destination, Target},
+    quantity::{self, Overhead},
+    session::{AlertOptions, Brake, Launch, PrintFormat, TraceOptions},
     symbolize,
     target::select::Selector,
     unwind::UnwindMode,
@@ -23,6 +24,8 @@ Examples:
   sudo leaktrace attach 4242 -o heap.svg -o json:heap.json
   sudo leaktrace attach 4242 --min-age 30s    only blocks older than half a minute
   sudo leaktrace run -- ./server --port 80    from the first instruction
+  sudo leaktrace attach 4242 --alert 'rss>80%' --until-alert
+  sudo leaktrace run --fail-if-growth=1MiB/min -- ./soak-test
   leaktrace doctor 4242                       what may be in the way
   leaktrace doctor 4242 --watch 60s           what grows, without any probes
 
@@ -30,10 +33,11 @@ What leaks shows by growing: let it run for a few minutes, look at the sites
 whose live bytes only rise.
 
 Exit codes: 0 a report was made; 1 an error; 2 wrong usage; 3 refused, or
-ended because tracing cost too much; 128 + signal when one made it leave at
-once (a second Ctrl-C, or one before anything was traced). `run` ends with
-CMD's own status (128 + signal), 125 when leaktrace fails, 126 or 127 when CMD
-can't be executed or is not found; 3 only with --max-overhead.";
+ended because tracing cost too much; 10 a site grew (--fail-if-growth); 128 +
+signal when one made it leave at once (a second Ctrl-C, or one before anything
+was traced). `run` ends with CMD's own status (128 + signal), 125 when leaktrace
+fails, 126 or 127 when CMD can't be executed or is not found; 3 only with
+--max-overhead, 10 only when CMD ended with 0.";
 
 /// Shows which call stacks of a live process hold the memory that is not given
 /// back.
@@ -111,6 +115,11 @@ enum Sort {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+enum Since {
+    Mark,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum WeightName {
     LiveBytes,
     LiveBlocks,
@@ -123,6 +132,12 @@ enum UnwindName {
     Auto,
     Dwarf,
     Fp,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FormatName {
+    Text,
+    JsonLines,
 }
 
 #[derive(Debug, Args)]
@@ -142,6 +157,10 @@ struct Trace {
     /// Show the final report only
     #[arg(short, long)]
     quiet: bool,
+    /// What to print on stdout: tables and a summary for a person, or each of
+    /// them as a line of JSON. (`run`: CMD has the same stdout)
+    #[arg(long, value_enum, default_value = "text")]
+    format: FormatName,
     /// Write a report: FORMAT:PATH with svg, folded, json or txt, or a PATH that
     /// ends in one of them; `-` is stdout. Repeatable
     #[arg(short, long = "output", value_name = "FORMAT:PATH", value_parser = destination)]
@@ -153,8 +172,8 @@ struct Trace {
     /// What widths in svg and numbers in folded mean
     #[arg(long, value_enum, default_value = "live-bytes")]
     weight: WeightName,
-    /// Order of sites
-    #[arg(long, value_enum, default_value = "live-bytes")]
+    /// Order of sites; growth: first those that were judged to be growing
+    #[arg(long, value_enum, default_value = "growth")]
     sort: Sort,
     /// Record only blocks of at least this size
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
@@ -168,6 +187,12 @@ struct Trace {
     /// Show only blocks that have lived for at most this long
     #[arg(long, value_name = "DUR", value_parser = quantity::duration)]
     max_age: Option<Duration>,
+    /// Show only blocks made since the mark (SIGUSR2 to leaktrace, or --warmup)
+    #[arg(long, value_enum, value_name = "MOMENT")]
+    since: Option<Since>,
+    /// Set the mark, from which growth counts, after this time
+    #[arg(long, value_name = "DUR", value_parser = quantity::interval)]
+    warmup: Option<Duration>,
     /// Most live blocks that can be recorded
     #[arg(long, value_name = "N", default_value = "1M", value_parser = quantity::count)]
     max_blocks: u32,
@@ -192,6 +217,12 @@ struct Trace {
     /// 50%; run: off)
     #[arg(long, value_name = "PCT", value_parser = quantity::overhead)]
     max_overhead: Option<Overhead>,
+    #[command(flatten)]
+    alerts: Alerts,
+    /// End with exit code 10 when some site is judged GROWING at the end, with
+    /// RATE (1MiB/min) faster than that. `run` does so if CMD ended with 0
+    #[arg(long, value_name = "RATE", num_args = 0..=1, value_parser = tolerated)]
+    fail_if_growth: Option<Option<f64>>,
     /// Explain each probe site
     #[arg(short, long)]
     verbose: bool,
@@ -201,6 +232,40 @@ struct Trace {
     /// Run programs that do nothing: the cost of the probes alone
     #[arg(long, hide = true)]
     empty_programs: bool,
+}
+
+/// What to be told of, and how.
+#[derive(Debug, Args)]
+struct Alerts {
+    /// Say so when this is true, looking once a second, and write the outputs then
+    /// (under names of their own). In quotes: live>500MiB, blocks>1M,
+    /// growth>10MiB/min, rss>2GiB, rss>80% (of the limit of its cgroup, or else of
+    /// the machine's memory), swap>1MiB, fds>5000, threads>200, all of them also
+    /// with >=, or verdict (some site is judged GROWING). Repeatable
+    #[arg(long = "alert", value_name = "CONDITION")]
+    conditions: Vec<Condition>,
+    /// Run CMD then, by `sh -c` and as who runs leaktrace (with sudo: root). The
+    /// facts are in its environment, as LEAKTRACE_ALERT, _VALUE, _PID, _NAME,
+    /// _TOP_SITE, _SVG, _JSON (README lists them). Its output goes to stderr
+    #[arg(long, value_name = "CMD", requires = "conditions")]
+    on_alert: Option<OsString>,
+    /// Be told of the same alert, and run CMD for it, at most once in this time
+    #[arg(long, value_name = "DUR", default_value = "5min", value_parser = quantity::interval, requires = "conditions")]
+    alert_every: Duration,
+    /// How long CMD of --on-alert may take, before it is killed with its children
+    #[arg(long, value_name = "DUR", default_value = "30s", value_parser = quantity::interval, requires = "on_alert")]
+    alert_timeout: Duration,
+    /// End at the first alert, with the report
+    #[arg(long, requires = "conditions")]
+    until_alert: bool,
+}
+
+/// Growth that is no failure. What follows the option may have been meant
+/// otherwise.
+fn tolerated(text: &str) -> Result<f64, String> {
+    quantity::rate(text).map_err(|error| {
+        format!("{error}. Without a rate, write `--` before what follows --fail-if-growth")
+    })
 }
 
 fn destination(text: &str) -> Result<Destination, String> {
@@ -251,12 +316,35 @@ impl Trace {
         {
             return Err("--min-age is longer than --max-age: nothing would be shown".into());
         }
+        let is_stdout = |output: &Destination| output.target == Target::Stdout;
+        let format = match self.format {
+            FormatName::Text => PrintFormat::Text,
+            FormatName::JsonLines if self.outputs.iter().any(is_stdout) => {
+                return Err(
+                    "--format json-lines prints on stdout, and so does `-o …:-`: leave one out, \
+                     or name a file"
+                        .into(),
+                );
+            }
+            FormatName::JsonLines => PrintFormat::JsonLines,
+        };
         Ok(TraceOptions {
             interval: self.interval,
             top: self.top as usize,
             stacks: self.stacks,
             duration: self.duration,
             quiet: self.quiet,
+            format,
+            alerts: AlertOptions {
+                conditions: self.alerts.conditions,
+                every: self.alerts.alert_every,
+                command: self.alerts.on_alert,
+                timeout: self.alerts.alert_timeout,
+                end: self.alerts.until_alert,
+            },
+            fail_if_growth: self
+                .fail_if_growth
+                .map(|tolerated| GrowthTest { tolerated }),
             outputs: self.outputs,
             save: !self.no_save,
             weight: match self.weight {
@@ -275,7 +363,10 @@ impl Trace {
             ages: AgeFilter {
                 min: self.min_age,
                 max: self.max_age,
+                made_since_ns: None,
             },
+            since_mark: self.since.is_some(),
+            warmup: self.warmup,
             limits: Limits {
                 max_blocks: self.max_blocks,
                 max_stacks: self.max_stacks,
@@ -333,6 +424,55 @@ mod tests {
                 .unwrap_err()
                 .contains("nothing would be recorded")
         );
+    }
+
+    fn options(line: &str) -> Result<TraceOptions, String> {
+        let arguments = Arguments::try_parse_from(line.split_whitespace());
+        match arguments.map_err(|error| error.to_string())?.command {
+            Command::Attach(attach) => attach.into_options().map(|(_, options)| options),
+            Command::Run(run) => run.into_options().map(|(_, options)| options),
+            other => panic!("{other:?} traces nothing"),
+        }
+    }
+
+    #[test]
+    fn what_is_done_at_an_alert_needs_one() {
+        for option in ["--on-alert x", "--until-alert", "--alert-every 1s"] {
+            let error = options(&format!("leaktrace attach 1 {option}")).unwrap_err();
+            assert!(error.contains("--alert <CONDITION>"), "{error}");
+        }
+        let line = "leaktrace attach 1 --alert live>1k --alert verdict --until-alert";
+        let alerts = options(line).unwrap().alerts;
+        assert_eq!(alerts.conditions.len(), 2);
+        assert!(alerts.end && alerts.command.is_none());
+        assert_eq!(alerts.every, Duration::from_secs(300));
+    }
+
+    #[test]
+    fn tolerated_growth_is_a_rate_or_none() {
+        let tolerated = |line: &str| options(line).map(|options| options.fail_if_growth);
+        let test = |tolerated| Ok(Some(GrowthTest { tolerated }));
+        assert_eq!(tolerated("leaktrace attach 1"), Ok(None));
+        assert_eq!(tolerated("leaktrace attach 1 --fail-if-growth"), test(None));
+        assert_eq!(
+            tolerated("leaktrace run --fail-if-growth 1k/min -- a b"),
+            test(Some(1024.0))
+        );
+        assert_eq!(
+            tolerated("leaktrace run --fail-if-growth -- a b"),
+            test(None)
+        );
+        let error = tolerated("leaktrace attach --fail-if-growth 4242").unwrap_err();
+        assert!(error.contains("`4242` is no rate; "), "{error}");
+        assert!(error.contains("write `--` before"), "{error}");
+    }
+
+    #[test]
+    fn stdout_has_one_thing_on_it() {
+        let lines = "leaktrace attach 1 --format json-lines -o";
+        let error = options(&format!("{lines} txt:-")).unwrap_err();
+        assert!(error.contains("leave one out"), "{error}");
+        assert!(options(&format!("{lines} a.svg")).is_ok());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! plain options.
 
 mod arguments;
-pub mod quantity;
 
 use std::ffi::OsString;
 

@@ -171,7 +171,7 @@ mod tests {
                 Some(exe)
             }
             Err(error) => {
-                eprintln!("not run: no gcc ({error})");
+                crate::testing::not_run(module_path!(), "program", &format!("no gcc ({error})"));
                 None
             }
         }

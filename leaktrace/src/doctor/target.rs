@@ -390,7 +390,11 @@ mod tests {
         match status {
             Ok(status) => assert!(status.success()),
             Err(error) => {
-                eprintln!("not run: no gcc ({error})");
+                crate::testing::not_run(
+                    module_path!(),
+                    "of_static_program",
+                    &format!("no gcc ({error})"),
+                );
                 return None;
             }
         }

@@ -109,6 +109,15 @@ impl<'a> ElfFile<'a> {
             && (!self.has_segment(elf::PT_DYNAMIC) || self.linkage().is_static_pie())
     }
 
+    /// Where the kernel begins to run it, if this is a program or a loader: in other
+    /// files linkers leave anything there.
+    #[must_use]
+    pub fn entry_point(&self) -> Option<u64> {
+        let is_begun =
+            self.has_segment(elf::PT_INTERP) || self.is_static() || self.loader_hook().is_some();
+        is_begun.then(|| self.header.e_entry.get(ENDIAN))
+    }
+
     /// The build id, lower-case hexadecimal.
     #[must_use]
     pub fn build_id(&self) -> Option<String> {
@@ -287,7 +296,7 @@ mod tests {
         let file = ElfFile::parse(bytes).ok()?;
         let functions = file.exported_functions(&["malloc", "free"]);
         let entry = file.unwind_entry(0x98930);
-        let facts = (file.is_static(), file.is_go(), file.build_id());
+        let facts = (file.entry_point(), file.is_go(), file.build_id());
         Some((functions, entry, facts, file.linkage()))
     }
 

@@ -230,7 +230,7 @@ fn wait(pidfd: BorrowedFd<'_>, options: WaitIdOptions) -> io::Result<Option<Outc
 }
 
 /// With SIGCHLD ignored, which is inherited, children vanish without a status.
-fn collect_children() {
+pub fn collect_children() {
     // SAFETY: the default disposition runs no code of ours.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }

@@ -10,14 +10,14 @@ use std::{
 };
 
 use libc::c_char;
-use rustix::process::{Pid, Resource, Rlimit};
+use rustix::process::Pid;
 
 use super::{
     command::{BECOME_USER, Command, LaunchError},
-    inherited::{Inherited, LAST_SIGNAL},
+    inherited::Inherited,
+    undo::Undo,
     user::User,
 };
-use crate::host::priority::{OOM_SCORE_ADJ, Priority};
 
 /// What the child does between go-ahead and exec, for messages.
 #[derive(Clone, Copy)]
@@ -57,12 +57,7 @@ pub(super) struct Plan<'a> {
     go_read: RawFd,
     go_write: RawFd,
     errors_write: RawFd,
-    inherited: &'a Inherited,
-    /// Only what differs from what the child has anyway.
-    niceness: Option<i32>,
-    oom_score_adj: Option<String>,
-    oom_score_path: CString,
-    limits: Vec<(u32, libc::rlimit)>,
+    undo: Undo,
     user: Option<&'a User>,
     paths: Vec<CString>,
     argv: Vec<*const c_char>,
@@ -77,7 +72,7 @@ pub(super) struct Plan<'a> {
 impl<'a> Plan<'a> {
     pub(super) fn new(
         command: &'a Command,
-        inherited: &'a Inherited,
+        inherited: &Inherited,
         [go_read, go_write, errors_write]: [RawFd; 3],
     ) -> Result<Self, LaunchError> {
         let null_byte = |what| LaunchError::NullByte {
@@ -118,20 +113,11 @@ impl<'a> Plan<'a> {
             .into_iter()
             .chain(argv[1..].iter().copied())
             .collect();
-        let now = Priority::current();
-        let then = inherited.priority;
         Ok(Self {
             go_read,
             go_write,
             errors_write,
-            inherited,
-            niceness: (now.niceness != then.niceness).then_some(then.niceness),
-            oom_score_adj: then
-                .oom_score_adj
-                .filter(|_| now.oom_score_adj != then.oom_score_adj)
-                .map(|score| score.to_string()),
-            oom_score_path: CString::new(OOM_SCORE_ADJ).map_err(|_| null_byte("a path"))?,
-            limits: changed_limits(inherited),
+            undo: Undo::of(inherited),
             user: command.user.as_ref(),
             paths,
             argv,
@@ -141,25 +127,6 @@ impl<'a> Plan<'a> {
             _strings: [arguments, environment],
         })
     }
-}
-
-fn changed_limits(inherited: &Inherited) -> Vec<(u32, libc::rlimit)> {
-    let raw = |limit: Rlimit| libc::rlimit {
-        rlim_cur: limit.current.unwrap_or(libc::RLIM_INFINITY),
-        rlim_max: limit.maximum.unwrap_or(libc::RLIM_INFINITY),
-    };
-    [
-        (
-            Resource::Memlock,
-            libc::RLIMIT_MEMLOCK,
-            &inherited.locked_memory,
-        ),
-        (Resource::Nofile, libc::RLIMIT_NOFILE, &inherited.open_files),
-    ]
-    .into_iter()
-    .filter(|(resource, _, then)| rustix::process::getrlimit(*resource) != **then)
-    .map(|(_, number, then)| (number, raw(*then)))
-    .collect()
 }
 
 /// Forks. The child waits, becomes the command or reports why it can't, and
@@ -190,19 +157,7 @@ fn become_command(plan: &mut Plan<'_>) -> ! {
     // SAFETY: system calls and async-signal-safe functions on memory made
     // before the fork.
     unsafe {
-        for signal in 1..=LAST_SIGNAL {
-            let disposition = if plan.inherited.ignores(signal) {
-                libc::SIG_IGN
-            } else {
-                libc::SIG_DFL
-            };
-            libc::signal(signal, disposition);
-        }
-        libc::sigprocmask(
-            libc::SIG_SETMASK,
-            &raw const plan.inherited.signal_mask,
-            ptr::null_mut(),
-        );
+        plan.undo.signals();
         // While this is open here, the end of leaktrace would not be noticed.
         libc::close(plan.go_write);
         if !may_go(plan.go_read) {
@@ -253,26 +208,7 @@ unsafe fn restore(plan: &Plan<'_>) -> Result<(), Step> {
     // by raw ones, since the C library's tell other threads, of which there
     // are none here but those that it remembers from before the fork.
     unsafe {
-        if let Some(niceness) = plan.niceness {
-            check(
-                libc::setpriority(libc::PRIO_PROCESS, 0, niceness).into(),
-                Step::Niceness,
-            )?;
-        }
-        if let Some(score) = &plan.oom_score_adj {
-            let file = libc::open(
-                plan.oom_score_path.as_ptr(),
-                libc::O_WRONLY | libc::O_CLOEXEC,
-            );
-            check(file.into(), Step::OomScore)?;
-            check(
-                libc::write(file, score.as_ptr().cast(), score.len()) as i64,
-                Step::OomScore,
-            )?;
-        }
-        for (number, limit) in &plan.limits {
-            check(libc::setrlimit(*number, limit).into(), Step::Limits)?;
-        }
+        plan.undo.attributes()?;
         if let Some(User { uid, gid, groups }) = plan.user {
             check(
                 libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),

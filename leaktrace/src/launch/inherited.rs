@@ -1,10 +1,11 @@
 //! What leaktrace got from whoever started it and changes for itself; the
 //! command that it runs gets it as it was.
 
-use std::{io, mem::MaybeUninit};
+use std::{fs, io, mem::MaybeUninit, os::unix::process::CommandExt as _, process};
 
 use rustix::process::{Resource, Rlimit};
 
+use super::undo::Undo;
 use crate::host::priority::Priority;
 
 /// Attributes of a process that go through `exec` and that leaktrace changes.
@@ -54,6 +55,34 @@ impl Inherited {
     #[must_use]
     pub fn ignores(&self, signal: i32) -> bool {
         (1..=LAST_SIGNAL).contains(&signal) && self.ignored & bit(signal) != 0
+    }
+}
+
+impl Inherited {
+    /// Has another command get all of it, as the command of `run` does.
+    pub fn give_back(&self, command: &mut process::Command) {
+        let undo = Undo::of(self);
+        let restore = move || {
+            // SAFETY: this runs in the child of a fork.
+            unsafe {
+                undo.signals();
+                undo.attributes().map_err(|_| io::Error::last_os_error())
+            }
+        };
+        // SAFETY: `restore` makes system calls only.
+        unsafe { command.pre_exec(restore) };
+    }
+}
+
+/// Keeps descriptors that leaktrace was started with, but standard input and
+/// output, from commands that it starts from now on. All others are its own and
+/// kept from them anyway.
+pub fn keep_descriptors() {
+    let open = fs::read_dir("/proc/self/fd").into_iter().flatten();
+    let numbers = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    for number in numbers.filter(|number| *number > libc::STDERR_FILENO) {
+        // SAFETY: changes no memory. Whose descriptor it is does not matter.
+        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
 }
 

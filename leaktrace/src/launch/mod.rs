@@ -14,6 +14,7 @@ pub mod inherited;
 pub mod ld_cache;
 pub mod loader;
 pub mod signals;
+mod undo;
 pub mod user;
 
 pub use child::{Child, Outcome};

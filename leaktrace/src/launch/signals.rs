@@ -10,14 +10,8 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
-/// Signals that `leaktrace run` passes on. SIGUSR1 is leaktrace's own.
-pub const PASSED_ON: [i32; 5] = [
-    libc::SIGINT,
-    libc::SIGTERM,
-    libc::SIGHUP,
-    libc::SIGQUIT,
-    libc::SIGUSR2,
-];
+/// Signals that `leaktrace run` passes on. SIGUSR1 and SIGUSR2 are leaktrace's own.
+pub const PASSED_ON: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
 /// Signals that stop jobs, as a shell's user sees it: Ctrl-Z, and a background
 /// job that uses its terminal. Other than SIGSTOP they can be taken.

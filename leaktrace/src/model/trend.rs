@@ -79,3 +79,49 @@ pub struct Trend {
     /// Time from one lowest point to the next, where there is such a period.
     pub period: Option<Duration>,
 }
+
+/// How many of a site's blocks reached an age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survival {
+    /// The age.
+    pub age: Duration,
+    /// Blocks that reached it.
+    pub reached: u64,
+    /// Blocks that were made early enough to reach it: estimated, since sums are
+    /// looked at once a second, and less often kept for ever.
+    pub of: u64,
+}
+
+impl Survival {
+    /// Share of the blocks that reached the age, 0 to 1; `None` without any that
+    /// could.
+    #[must_use]
+    pub fn share(&self) -> Option<f64> {
+        (self.of > 0).then(|| (self.reached as f64 / self.of as f64).min(1.0))
+    }
+}
+
+/// How figures of the whole process moved; `None` for what could not be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProcessTrends {
+    /// Resident memory and swap, bytes.
+    pub memory: Option<Trend>,
+    /// Open descriptors.
+    pub descriptors: Option<Trend>,
+    /// Threads.
+    pub threads: Option<Trend>,
+}
+
+/// What all growth has in common.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CommonCaller {
+    /// The function nearest to the allocation that the growing stacks pass through,
+    /// as it is named in frames.
+    pub function: String,
+    /// How many growing stacks pass through it.
+    pub stacks: usize,
+    /// How many growing stacks there are.
+    pub growing: usize,
+    /// Share of all growth that passes through it, 0 to 1.
+    pub share: f64,
+}

@@ -83,6 +83,11 @@ pub fn check(path: &Path, owner: Option<Owner>) -> Result<(), WriteError> {
     }
 }
 
+/// Whether [`write`] would make a file there, not write into what is there.
+pub(super) fn makes_a_file(path: &Path, owner: Option<Owner>) -> bool {
+    matches!(plan(path, owner), Ok(Plan::Replace(_)))
+}
+
 /// Whether files can be made in a directory; some file systems only tell when
 /// one is made.
 pub(super) fn check_directory(directory: &Path) -> Result<(), Errno> {

@@ -127,6 +127,30 @@ impl Outputs {
         }
     }
 
+    /// Writes the report beside every destination that is a file, or into the
+    /// directory, under names that have `label` in them: what the end of the trace
+    /// brings goes elsewhere.
+    pub fn write_aside(
+        &mut self,
+        report: &Report,
+        options: &ExportOptions,
+        label: &str,
+    ) -> Vec<Written> {
+        let owner = self.owner;
+        match &mut self.places {
+            Places::None => Vec::new(),
+            Places::Chosen(destinations) => destinations
+                .iter()
+                .filter_map(|destination| destination.aside(label, owner))
+                .map(|destination| write_chosen(&destination, report, options, owner))
+                .collect(),
+            Places::New(directory) => {
+                let name = |format| format!("{label}.{format}");
+                write_by_default(directory, report, options, owner, name)
+            }
+        }
+    }
+
     /// Writes the report to every destination. One that fails does not keep
     /// the others from being written.
     pub fn write(&mut self, report: &Report, options: &ExportOptions) -> Vec<Written> {
@@ -137,7 +161,10 @@ impl Outputs {
                 .iter()
                 .map(|destination| write_chosen(destination, report, options, owner))
                 .collect(),
-            Places::New(directory) => write_by_default(directory, report, options, owner),
+            Places::New(directory) => {
+                let name = |format| file_name(format, options.weight);
+                write_by_default(directory, report, options, owner, name)
+            }
         }
     }
 }
@@ -147,10 +174,11 @@ fn write_by_default(
     report: &Report,
     options: &ExportOptions,
     owner: Option<Owner>,
+    name: impl Fn(Format) -> String,
 ) -> Vec<Written> {
     let mut all = Vec::new();
     for format in BY_DEFAULT {
-        let name = file_name(format, options.weight);
+        let name = name(format);
         let result = export(format, report, options, &directory.path().join(&name))
             .and_then(|bytes| directory.write(&name, &bytes, owner));
         // Only now is the directory's name certain.
@@ -198,6 +226,29 @@ fn write_chosen(
                 result,
             }
         }
+    }
+}
+
+impl Destination {
+    /// A file beside this one; `None` where there can be none.
+    fn aside(&self, label: &str, owner: Option<Owner>) -> Option<Self> {
+        let Target::File(path) = &self.target else {
+            return None;
+        };
+        let mut name = path.file_stem()?.to_owned();
+        if !atomic::makes_a_file(path, owner) {
+            return None;
+        }
+        name.push(".");
+        name.push(label);
+        if let Some(extension) = path.extension() {
+            name.push(".");
+            name.push(extension);
+        }
+        Some(Self {
+            format: self.format,
+            target: Target::File(path.with_file_name(name)),
+        })
     }
 }
 

@@ -2,10 +2,12 @@
 //!
 //! A terminal can be stopped (Ctrl-S) and a pipe can be full for as long as its
 //! reader likes. So a thread of its own writes, and there is room for one table
-//! that waits: a newer one takes its place. The thread also notices, at once and
-//! without writing, that nobody reads any more.
+//! that waits: a newer one takes its place. For tables that are read by programs
+//! there is more room; the oldest go when it is full. The thread also notices, at
+//! once and without writing, that nobody reads any more.
 
 use std::{
+    collections::VecDeque,
     io,
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -39,15 +41,34 @@ pub enum ScreenEnd {
 #[derive(Debug)]
 struct Shared {
     slot: Mutex<Slot>,
+    /// Bytes of tables that may wait besides the newest.
+    room: usize,
     /// An eventfd: the slot has changed.
     wake: OwnedFd,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
-    table: Option<String>,
+    /// What waits, the oldest first.
+    tables: VecDeque<String>,
+    /// Tables that went without having been written.
+    dropped: u64,
     last: Option<(String, oneshot::Sender<()>)>,
     quit: bool,
+}
+
+impl Slot {
+    /// Adds a table and drops the oldest until those before it fit into `room`.
+    fn push(&mut self, table: String, room: usize) {
+        let mut waiting: usize = self.tables.iter().map(String::len).sum();
+        while waiting > room
+            && let Some(dropped) = self.tables.pop_front()
+        {
+            waiting -= dropped.len();
+            self.dropped += 1;
+        }
+        self.tables.push_back(table);
+    }
 }
 
 enum Work {
@@ -58,15 +79,17 @@ enum Work {
 }
 
 impl Screen {
-    /// Starts to write to a duplicate of `fd`.
+    /// Starts to write to a duplicate of `fd`. Tables of `room` bytes may wait, and
+    /// the newest in any case.
     ///
     /// # Errors
     /// When the descriptor is closed, or no thread can be started.
-    pub fn start(fd: impl AsFd) -> io::Result<Self> {
+    pub fn start(fd: impl AsFd, room: usize) -> io::Result<Self> {
         let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let shared = Arc::new(Shared {
             slot: Mutex::default(),
+            room,
             wake,
         });
         let (sender, end) = watch::channel(None);
@@ -86,15 +109,21 @@ impl Screen {
         Ok(Self { shared, end })
     }
 
-    /// Shows a table as soon as possible, in place of one that still waits.
-    /// Never blocks.
+    /// Shows a table as soon as possible, in place of those that wait and have no
+    /// room. Never blocks.
     pub fn show(&self, table: String) {
-        self.shared.lock().table = Some(table);
+        self.shared.lock().push(table, self.shared.room);
         self.shared.wake();
     }
 
-    /// Writes the last text, after the table that is being written, and waits
-    /// until it is out: for as long as the terminal is blocked.
+    /// How many tables nobody read in time, so that newer ones took their place.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.shared.lock().dropped
+    }
+
+    /// Writes the last text, after the table that is being written and those that
+    /// have room, and waits until it is out: for as long as the terminal is blocked.
     ///
     /// # Errors
     /// Why it could not be written.
@@ -106,7 +135,9 @@ impl Screen {
             if let Some(end) = self.end.borrow().clone() {
                 return Err(end);
             }
-            slot.table = None;
+            if self.shared.room == 0 {
+                slot.tables.clear();
+            }
             slot.last = Some((text, sender));
         }
         self.shared.wake();
@@ -147,7 +178,7 @@ impl Shared {
 
     fn take(&self) -> Work {
         let mut slot = self.lock();
-        if let Some(table) = slot.table.take() {
+        if let Some(table) = slot.tables.pop_front() {
             return Work::Table(table);
         }
         match slot.last.take() {
@@ -204,8 +235,12 @@ mod tests {
     use super::*;
 
     fn screen() -> (Screen, PipeReader) {
+        screen_with_room(0)
+    }
+
+    fn screen_with_room(room: usize) -> (Screen, PipeReader) {
         let (reader, writer) = io::pipe().unwrap();
-        (Screen::start(&writer).unwrap(), reader)
+        (Screen::start(&writer, room).unwrap(), reader)
     }
 
     /// More than a pipe holds.
@@ -229,7 +264,7 @@ mod tests {
 
     /// Waits until the thread has taken the table and is stuck with it.
     fn wait_until_taken(screen: &Screen) {
-        while screen.shared.lock().table.is_some() {
+        while !screen.shared.lock().tables.is_empty() {
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -243,12 +278,32 @@ mod tests {
             screen.show(table.to_owned());
         }
         let text = read_in_background(reader);
-        while screen.shared.lock().table.is_some() {
+        while !screen.shared.lock().tables.is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         soon(screen.finish("end".to_owned())).await.unwrap();
         drop(screen);
         assert_eq!(text.join().unwrap(), long("a") + "dend");
+    }
+
+    #[tokio::test]
+    async fn tables_that_have_room_are_all_read() {
+        let (screen, reader) = screen_with_room(8);
+        screen.show(long("a") + "\n");
+        wait_until_taken(&screen);
+        // Two fit besides the newest.
+        for table in ["bbb\n", "ccc\n", "ddd\n"] {
+            screen.show(table.to_owned());
+        }
+        assert_eq!(screen.dropped(), 0);
+        screen.show("eeeeee\n".to_owned());
+        assert_eq!(screen.dropped(), 1);
+        let text = read_in_background(reader);
+        soon(screen.finish("end\n".to_owned())).await.unwrap();
+        drop(screen);
+        let text = text.join().unwrap();
+        let lines: Vec<_> = text.lines().skip(1).collect();
+        assert_eq!(lines, ["ccc", "ddd", "eeeeee", "end"]);
     }
 
     #[tokio::test]
@@ -301,7 +356,7 @@ mod tests {
             .write(true)
             .open("/dev/full")
             .unwrap();
-        let screen = Screen::start(&full).unwrap();
+        let screen = Screen::start(&full, 0).unwrap();
         let Err(ScreenEnd::Failed(reason)) = soon(screen.finish("a".to_owned())).await else {
             panic!("a full disk must be an error");
         };

@@ -1,7 +1,7 @@
 //! A flamegraph of what is held, as an SVG that a browser zooms and searches.
 //!
-//! Greens: the program and its libraries; orange: the allocator's own functions;
-//! grey: what has no symbol, and where stacks are not complete. Below all is
+//! Greens: the program and its libraries; yellow: the standard libraries of C++
+//! and Rust; orange: the allocator's own functions; grey: what has no symbol, and where stacks are not complete. Below all is
 //! the process. A function has
 //! the same colour in every picture.
 
@@ -13,13 +13,18 @@ use inferno::flamegraph::{
 
 use crate::{
     model::{FrameKind, Report, Weight},
-    report::{folded, name, quantity},
+    report::{folded, name, quantity, standard_library::is_standard},
 };
 
 const ALLOCATOR: Color = Color {
     r: 243,
     g: 165,
     b: 92,
+};
+const STANDARD_LIBRARY: Color = Color {
+    r: 233,
+    g: 213,
+    b: 120,
 };
 const NO_SYMBOL: Color = Color {
     r: 190,
@@ -52,8 +57,10 @@ pub fn render(report: &Report, weight: Weight) -> anyhow::Result<Vec<u8>> {
     }
     let mut options = Options::default();
     options.title = title(report, weight);
-    options.subtitle =
-        Some(subtitle(report) + " | green: program, orange: allocator, grey: unknown");
+    options.subtitle = Some(
+        subtitle(report)
+            + " | green: program, yellow: standard library, orange: allocator, grey: unknown",
+    );
     options.count_name = unit(weight).to_owned();
     options.bgcolors = Some(BackgroundColor::Grey);
     options.palette_map = Some(&mut colours);
@@ -105,6 +112,7 @@ fn lines(report: &Report, weight: Weight, colours: &mut PaletteMap) -> Vec<Strin
         for label in &labels {
             let colour = match label.frame {
                 None => INCOMPLETE,
+                Some(frame) if frame.symbol.as_deref().is_some_and(is_standard) => STANDARD_LIBRARY,
                 Some(frame) if frame.kind == FrameKind::Allocator => ALLOCATOR,
                 Some(frame) if frame.symbol.is_none() => NO_SYMBOL,
                 Some(_) => program_colour(&label.text),

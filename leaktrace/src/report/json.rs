@@ -12,13 +12,14 @@
 //! | --- | --- |
 //! | `schema_version` | 1 |
 //! | `tool` | `name`, `version` |
+//! | `sequence` | of objects printed by `--format json-lines`: their number, from 1, the last report's included; where one is missing, nobody read it in time. `null` in files |
 //! | `process` | `pid`, `name`, `exe`, `started` |
 //! | `started` | when events began to count |
 //! | `taken` | when this report was taken |
 //! | `elapsed_ns` | how long events had counted by then |
 //! | `enabled_ns`, `enabled_uncertainty_ns` | the same beginning on `CLOCK_MONOTONIC`: the true instant lies within \[`enabled_ns` - `enabled_uncertainty_ns`, `enabled_ns`\] |
 //! | `disabled_ns`, `disabled_uncertainty_ns` | likewise, when events ceased to count; `null` while they do |
-//! | `end` | `null` while tracing, else `reason`: `duration`, `signal` (with `signal`), `target_exit`, `target_exec`, `output_closed` or `overhead` (with `cost` and `limit`, shares of the target's CPU time) |
+//! | `end` | `null` while tracing, else `reason`: `duration`, `signal` (with `signal`), `target_exit`, `target_exec`, `output_closed`, `probes_lost`, `alert` (with `alert`, the condition) or `overhead` (with `cost` and `limit`, shares of the target's CPU time) |
 //! | `options` | options that shape the report, name to value; one given several times has its values joined by `, ` |
 //! | `features` | name to `available`, `used`, and what is done `instead` (`null` where it is used, or nothing uses it yet) |
 //! | `watched` | list of `path`, `build_id`, `functions` |
@@ -31,14 +32,25 @@
 //! | `cost_cpus` | CPU time per second that tracing takes of the target |
 //! | `pair_cost_ns` | what one allocation with its free costs, measured at the start |
 //! | `memory` | `at_start` and `now`: `rss_bytes`, `rss_anon_bytes`, `rss_file_bytes`, `rss_shmem_bytes`, `swap_bytes`, `vm_size_bytes`, `threads`, `descriptors`, `cgroup_usage_bytes`, `cgroup_limit_bytes`; `read_ns`: when `now` was read, since the start, `null` when not after the start |
+//! | `trends` | how the process's figures moved: `memory` (RSS and swap, bytes), `descriptors`, `threads`: each a trend, or `null` |
+//! | `mark` | `null`, or the moment from which growth counts: `time`, `at_ns` since the start, `filters` (only blocks made since are shown) |
+//! | `verdicts` | of all sites that hold something, by `verdict`: `sites`, `live_bytes`, `growth_per_minute` |
+//! | `common_caller` | `null`, or what growing stacks have in common: `function`, `stacks` that pass through it of `growing` ones, `share` of all growth |
 //! | `site_count` | how many stacks pass the filters |
 //! | `notes` | sentences about how far this can be trusted |
 //! | `stacks` | those that pass the filters, in the order asked for |
 //!
 //! A stack: `id` (hexadecimal, stable within one trace), `class` (`heap`),
 //! `live_bytes`, `live_blocks`, `alloc_bytes`, `alloc_blocks`, `freed_bytes`,
-//! `freed_blocks`, `growth_per_minute` (bytes; of blocks of any age), `oldest_age_ns`, `complete`,
-//! `end` (`complete`, or why it is not), `frames`.
+//! `freed_blocks`, `growth_per_minute` (bytes; of blocks of any age; the mean since the start or
+//! the mark), `trend` (`null` when it was not observed), `survival` (of its blocks: a list of
+//! `age_ns`, `reached` and `of`, how many about were made early enough; of blocks of any age),
+//! `oldest_age_ns`, `complete`, `end` (`complete`, or why it is not), `frames`.
+//!
+//! A trend: `verdict` (`growing`, `filling`, `sawtooth`, `churn`, `one_off`, `flat` or `too_early`),
+//! `confidence` (0 to 1), `per_minute` with `low_per_minute` and `high_per_minute` (90 % lie between;
+//! how fast it rises for good), `observed_ns`, `steady_ns` (how long it has not changed, or `null`),
+//! `period_ns` (or `null`).
 //!
 //! A frame, from the allocating function (`malloc` itself) outwards: `symbol`
 //! (demangled), `symbol_offset` (bytes from the function's start), `module` (the
@@ -51,8 +63,8 @@ use leaktrace_common::{counter::Counter, function::Role};
 use serde::Serialize;
 
 use crate::model::{
-    Completeness, EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo, Report,
-    SelfCheck, Site, TraceInfo, WatchedFileInfo,
+    self, Completeness, EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo,
+    Report, SelfCheck, Site, TraceInfo, Verdict, WatchedFileInfo,
 };
 
 /// Version of the schema that this writes.
@@ -63,9 +75,24 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// # Errors
 /// When it can't be serialized, which would be a defect.
 pub fn render(report: &Report) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec(&Document::of(report))?;
-    bytes.push(b'\n');
-    Ok(bytes)
+    Ok(line(&Document::of(report))?.into_bytes())
+}
+
+/// The report as one of several lines, the how manieth.
+///
+/// # Errors
+/// As for [`render`].
+pub fn render_numbered(report: &Report, sequence: u64) -> anyhow::Result<String> {
+    line(&Document {
+        sequence: Some(sequence),
+        ..Document::of(report)
+    })
+}
+
+fn line(document: &Document<'_>) -> anyhow::Result<String> {
+    let mut line = serde_json::to_string(document)?;
+    line.push('\n');
+    Ok(line)
 }
 
 /// The root object; the module's documentation describes its fields.
@@ -73,6 +100,7 @@ pub fn render(report: &Report) -> anyhow::Result<Vec<u8>> {
 pub struct Document<'a> {
     schema_version: u32,
     tool: Tool,
+    sequence: Option<u64>,
     process: Process<'a>,
     started: String,
     taken: String,
@@ -81,7 +109,7 @@ pub struct Document<'a> {
     enabled_uncertainty_ns: u64,
     disabled_ns: Option<u64>,
     disabled_uncertainty_ns: Option<u64>,
-    end: Option<End>,
+    end: Option<End<'a>>,
     options: BTreeMap<&'a str, String>,
     features: BTreeMap<&'static str, Feature>,
     watched: Vec<Watched<'a>>,
@@ -94,6 +122,10 @@ pub struct Document<'a> {
     cost_cpus: Option<f64>,
     pair_cost_ns: Option<u64>,
     memory: Memory,
+    trends: ProcessTrends,
+    mark: Option<Mark>,
+    verdicts: Vec<VerdictSums>,
+    common_caller: Option<CommonCaller<'a>>,
     site_count: usize,
     notes: &'a [String],
     stacks: Vec<Stack<'a>>,
@@ -114,9 +146,10 @@ struct Process<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct End {
+struct End<'a> {
     reason: &'static str,
     signal: Option<&'static str>,
+    alert: Option<&'a str>,
     cost: Option<f64>,
     limit: Option<f64>,
 }
@@ -187,6 +220,55 @@ struct Sample {
 }
 
 #[derive(Debug, Serialize)]
+struct ProcessTrends {
+    memory: Option<Trend>,
+    descriptors: Option<Trend>,
+    threads: Option<Trend>,
+}
+
+#[derive(Debug, Serialize)]
+struct Trend {
+    verdict: &'static str,
+    confidence: f64,
+    per_minute: f64,
+    low_per_minute: f64,
+    high_per_minute: f64,
+    observed_ns: u64,
+    steady_ns: Option<u64>,
+    period_ns: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Mark {
+    time: String,
+    at_ns: u64,
+    filters: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct VerdictSums {
+    verdict: &'static str,
+    sites: usize,
+    live_bytes: u64,
+    growth_per_minute: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct CommonCaller<'a> {
+    function: &'a str,
+    stacks: usize,
+    growing: usize,
+    share: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Survival {
+    age_ns: u64,
+    reached: u64,
+    of: u64,
+}
+
+#[derive(Debug, Serialize)]
 struct Stack<'a> {
     id: String,
     class: &'static str,
@@ -197,6 +279,8 @@ struct Stack<'a> {
     freed_bytes: u64,
     freed_blocks: u64,
     growth_per_minute: f64,
+    trend: Option<Trend>,
+    survival: Vec<Survival>,
     oldest_age_ns: Option<u64>,
     complete: bool,
     end: &'a str,
@@ -227,6 +311,7 @@ impl<'a> Document<'a> {
                 name: env!("CARGO_PKG_NAME"),
                 version: env!("CARGO_PKG_VERSION"),
             },
+            sequence: None,
             process: Process::of(&report.process),
             started: time_of_day(&trace.started),
             taken: time_of_day(&report.taken),
@@ -255,6 +340,10 @@ impl<'a> Document<'a> {
                 read_ns: report.memory_read.map(nanoseconds),
                 now: Sample::of(&report.memory),
             },
+            trends: ProcessTrends::of(&report.trends),
+            mark: report.mark.as_ref().map(Mark::of),
+            verdicts: report.verdicts.iter().map(VerdictSums::of).collect(),
+            common_caller: report.common_caller.as_ref().map(CommonCaller::of),
             site_count: report.site_count,
             notes: &report.notes,
             stacks: report.sites.iter().map(Stack::of).collect(),
@@ -273,11 +362,12 @@ impl<'a> Process<'a> {
     }
 }
 
-impl End {
-    fn of(end: &EndReason) -> Self {
+impl<'a> End<'a> {
+    fn of(end: &'a EndReason) -> Self {
         let plain = |reason| Self {
             reason,
             signal: None,
+            alert: None,
             cost: None,
             limit: None,
         };
@@ -291,6 +381,10 @@ impl End {
             EndReason::TargetExec => plain("target_exec"),
             EndReason::OutputClosed => plain("output_closed"),
             EndReason::ProbesLost => plain("probes_lost"),
+            EndReason::Alert(condition) => Self {
+                alert: Some(condition),
+                ..plain("alert")
+            },
             EndReason::Overhead { cost, limit } => Self {
                 cost: Some(*cost),
                 limit: Some(*limit),
@@ -358,6 +452,85 @@ impl Sample {
     }
 }
 
+impl ProcessTrends {
+    fn of(trends: &model::ProcessTrends) -> Self {
+        Self {
+            memory: trends.memory.as_ref().map(Trend::of),
+            descriptors: trends.descriptors.as_ref().map(Trend::of),
+            threads: trends.threads.as_ref().map(Trend::of),
+        }
+    }
+}
+
+impl Trend {
+    fn of(trend: &model::Trend) -> Self {
+        Self {
+            verdict: verdict_name(trend.verdict),
+            confidence: trend.confidence,
+            per_minute: trend.rate.per_minute,
+            low_per_minute: trend.rate.low,
+            high_per_minute: trend.rate.high,
+            observed_ns: nanoseconds(trend.observed),
+            steady_ns: trend.steady.map(nanoseconds),
+            period_ns: trend.period.map(nanoseconds),
+        }
+    }
+}
+
+impl Mark {
+    fn of(mark: &model::Mark) -> Self {
+        Self {
+            time: time_of_day(&mark.time),
+            at_ns: nanoseconds(mark.at),
+            filters: mark.filters,
+        }
+    }
+}
+
+impl VerdictSums {
+    fn of((verdict, sums): &(Verdict, model::VerdictSums)) -> Self {
+        Self {
+            verdict: verdict_name(*verdict),
+            sites: sums.sites,
+            live_bytes: sums.live_bytes,
+            growth_per_minute: sums.growth_per_minute,
+        }
+    }
+}
+
+impl<'a> CommonCaller<'a> {
+    fn of(common_caller: &'a model::CommonCaller) -> Self {
+        Self {
+            function: &common_caller.function,
+            stacks: common_caller.stacks,
+            growing: common_caller.growing,
+            share: common_caller.share,
+        }
+    }
+}
+
+impl Survival {
+    fn of(survival: &model::Survival) -> Self {
+        Self {
+            age_ns: nanoseconds(survival.age),
+            reached: survival.reached,
+            of: survival.of,
+        }
+    }
+}
+
+const fn verdict_name(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Growing => "growing",
+        Verdict::Filling => "filling",
+        Verdict::Sawtooth => "sawtooth",
+        Verdict::Churn => "churn",
+        Verdict::OneOff => "one_off",
+        Verdict::Flat => "flat",
+        Verdict::TooEarly => "too_early",
+    }
+}
+
 impl<'a> Stack<'a> {
     fn of(site: &'a Site) -> Self {
         let end = match &site.end {
@@ -374,6 +547,8 @@ impl<'a> Stack<'a> {
             freed_bytes: site.sums.freed_bytes,
             freed_blocks: site.sums.freed_blocks,
             growth_per_minute: site.growth_per_minute,
+            trend: site.trend.as_ref().map(Trend::of),
+            survival: site.survival.iter().map(Survival::of).collect(),
             oldest_age_ns: site.oldest_age.map(nanoseconds),
             complete: site.end.is_complete(),
             end,
@@ -454,7 +629,7 @@ fn role_name(role: Role) -> &'static str {
     }
 }
 
-fn uncertainty(edge: crate::model::Edge) -> u64 {
+fn uncertainty(edge: model::Edge) -> u64 {
     edge.latest_ns.saturating_sub(edge.earliest_ns)
 }
 

@@ -22,6 +22,7 @@ pub mod line;
 pub mod name;
 pub mod quantity;
 pub mod stack;
+pub mod standard_library;
 pub mod summary;
 pub mod table;
 pub mod templates;

@@ -130,7 +130,7 @@ pub fn collapsed(name: &str) -> Cow<'_, str> {
         let inner = &name[open + 1..close];
         if open == 0 {
             // Rust's `<Type as Trait>::method`: the type is what matters.
-            let subject = inner.split(" as ").next().unwrap_or(inner);
+            let subject = split_outside(inner, " as ").map_or(inner, |(subject, _)| subject);
             text.push('<');
             text.push_str(&collapsed(subject));
             text.push('>');
@@ -141,6 +141,31 @@ pub fn collapsed(name: &str) -> Cow<'_, str> {
     }
     text.push_str(&name[copied..]);
     Cow::Owned(text)
+}
+
+/// What is in the angle brackets that a name begins with.
+pub(super) fn first_in_angles(name: &str) -> Option<&str> {
+    let parts = Parts::of(name)?;
+    let (open, close) = parts.angles.first().filter(|(open, _)| *open == 0)?;
+    name.get(open + 1..*close)
+}
+
+/// What is before and after a separator that is in no brackets.
+pub(super) fn split_outside<'a>(text: &'a str, separator: &str) -> Option<(&'a str, &'a str)> {
+    let mut depth = 0_u32;
+    for (at, character) in text.char_indices() {
+        match character {
+            '<' | '(' | '[' | '{' => depth += 1,
+            // An arrow's head closes nothing.
+            '>' if text[..at].ends_with('-') => {}
+            '>' | ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ if depth == 0 && text[at..].starts_with(separator) => {
+                return Some((&text[..at], &text[at + separator.len()..]));
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The name in at most `columns`, by giving up, in this order: parameters,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leaktrace_common::counter::Counter;
 
-use crate::model::CompleteShare;
+use crate::model::{CompleteShare, Trend, Verdict};
 
 const BYTE_UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 const COUNT_UNITS: [&str; 5] = ["", "k", "M", "G", "T"];
@@ -228,6 +228,37 @@ pub fn duration(value: Duration) -> String {
     match small {
         0 => format!("{large} {large_unit}"),
         _ => format!("{large} {large_unit} {small} {small_unit}"),
+    }
+}
+
+/// A duration in its largest unit, rounded down: `40 s`, `8 min`, `3 h`.
+#[must_use]
+pub fn duration_short(value: Duration) -> String {
+    let seconds = value.as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// A site's verdict, with what belongs to it: `GROWING`, `flat 40 s`,
+/// `sawtooth 20 s`.
+#[must_use]
+pub fn verdict(trend: Option<Trend>) -> String {
+    let Some(trend) = trend else {
+        return String::new();
+    };
+    let name = trend.verdict.name();
+    let time = match trend.verdict {
+        Verdict::Flat | Verdict::OneOff => trend.steady,
+        Verdict::Sawtooth => trend.period,
+        _ => None,
+    };
+    match time {
+        Some(time) => format!("{name} {}", duration_short(time)),
+        None => name.to_owned(),
     }
 }
 

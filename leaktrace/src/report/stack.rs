@@ -4,7 +4,7 @@ use crate::{
     model::{Completeness, Frame, FrameKind, Site},
     report::{
         line::{Line, Look, width},
-        name,
+        name, standard_library,
     },
 };
 
@@ -23,15 +23,20 @@ pub fn program_frames(frames: &[Frame]) -> &[Frame] {
     }
 }
 
+/// Stands for frames of a standard library that the first one shown has called.
+const LEFT_OUT: &str = "… < ";
+
 /// The stack in one line of at most `columns`:
 /// `Session::create session.cc:88 < Login::handle < … (+14)`.
 ///
 /// `(+14)` counts the frames left out; a stack that is shown to its end but is
-/// not complete ends with `< ?`.
+/// not complete ends with `< ?`. One that begins with `… <` begins in a standard
+/// library, on behalf of what is shown.
 #[must_use]
 pub fn brief(site: &Site, columns: usize) -> Line {
     let mut line = Line::default();
-    let frames = program_frames(&site.frames);
+    let beyond_allocator = program_frames(&site.frames);
+    let frames = standard_library::own_frames(beyond_allocator);
     let Some((innermost, callers)) = frames.split_first() else {
         line.push(Look::Plain, nameless(&site.end));
         line.cut(columns);
@@ -42,13 +47,20 @@ pub fn brief(site: &Site, columns: usize) -> Line {
         0 => " < ?".to_owned(),
         hidden => format!(" < … (+{hidden})"),
     };
+    let beginning = if frames.len() < beyond_allocator.len() {
+        LEFT_OUT
+    } else {
+        ""
+    };
+    line.push(Look::Faint, beginning.to_owned());
+    let columns_left = columns.saturating_sub(width(beginning));
     let (mut function, mut place) =
-        innermost_text(innermost, columns.saturating_sub(width(&ending(1))));
+        innermost_text(innermost, columns_left.saturating_sub(width(&ending(1))));
     if place.is_empty() {
         // File and line say more than how many frames are not shown.
-        (function, place) = innermost_text(innermost, columns);
+        (function, place) = innermost_text(innermost, columns_left);
     }
-    let mut used = width(&function) + width(&place);
+    let mut used = width(beginning) + width(&function) + width(&place);
     line.push(Look::Strong, function);
     line.push(Look::Plain, place);
     let mut shown = 1;

@@ -4,10 +4,10 @@
 use leaktrace_common::counter::{Counter, Effect};
 
 use crate::{
-    model::{CompleteShare, MemorySample, Report, Site, SortKey},
+    model::{CommonCaller, CompleteShare, MemorySample, Report, Site, SortKey, Verdict},
     report::{
         line::{Line, Look, width},
-        quantity, stack,
+        name, quantity, stack,
     },
 };
 
@@ -333,8 +333,10 @@ fn rest_line(report: &Report, shown: &[Site]) -> Option<Line> {
         line.push(Look::Plain, format!("    {}", nothing_held(report)));
         return Some(line);
     }
+    let common = report.common_caller.as_ref().map(common_caller_text);
     if hidden == 0 {
-        return None;
+        line.push(Look::Plain, format!("    {}", common?));
+        return Some(line);
     }
     let mut text = format!("    … {}", quantity::things(hidden as u64, "more site"));
     if !report.ages_known {
@@ -350,7 +352,29 @@ fn rest_line(report: &Report, shown: &[Site]) -> Option<Line> {
         }
     }
     line.push(Look::Faint, text);
+    if let Some(common) = common {
+        line.push(Look::Plain, format!("; {common}"));
+    }
     Some(line)
+}
+
+/// `all 14 growing stacks pass through Session::create`
+pub(super) fn common_caller_text(common: &CommonCaller) -> String {
+    let name = name::clean(&common.function);
+    let name = name::collapsed(name::without_signature(&name)).into_owned();
+    if common.stacks == common.growing {
+        let which = match common.growing {
+            2 => "both".to_owned(),
+            growing => format!("all {growing}"),
+        };
+        return format!("{which} growing stacks pass through {name}");
+    }
+    format!(
+        "{} of {} growing stacks, with {} of the growth, pass through {name}",
+        common.stacks,
+        common.growing,
+        quantity::percent_whole(common.share)
+    )
 }
 
 /// Why no site is shown.
@@ -376,6 +400,7 @@ struct Columns {
     growth: usize,
     blocks: usize,
     freed: usize,
+    verdict: usize,
 }
 
 impl Columns {
@@ -394,6 +419,7 @@ impl Columns {
             growth: widest(Self::growth, 13),
             blocks: widest(Self::blocks, 7),
             freed: widest(Self::freed, 4),
+            verdict: widest(Self::verdict, 9),
         }
     }
 
@@ -402,7 +428,7 @@ impl Columns {
     }
 
     fn growth(site: &Site) -> String {
-        quantity::growth(site.growth_per_minute)
+        quantity::growth(site.growth())
     }
 
     fn blocks(site: &Site) -> String {
@@ -413,7 +439,11 @@ impl Columns {
         quantity::percent_whole(site.sums.freed_share())
     }
 
-    /// `rank  live  growth  blocks  freed` and the gap before the stack.
+    fn verdict(site: &Site) -> String {
+        quantity::verdict(site.trend)
+    }
+
+    /// `rank  live  growth  blocks  freed  verdict` and the gap before the stack.
     fn line(&self, rank: usize, site: &Site) -> Line {
         let mut line = Line::default();
         let gap = if self.roomy { "  " } else { " " };
@@ -434,6 +464,15 @@ impl Columns {
             format!("{gap}{blocks} blk{gap}{freed} freed{gap}")
         };
         line.push(Look::Plain, text);
+        if self.verdict > 0 {
+            let look = match site.verdict() {
+                Verdict::Growing => Look::Alarm,
+                Verdict::Filling => Look::Plain,
+                _ => Look::Faint,
+            };
+            line.push(look, format!("{:<1$}", Self::verdict(site), self.verdict));
+            line.push(Look::Plain, gap);
+        }
         line
     }
 }

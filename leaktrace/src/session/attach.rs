@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     TraceOptions,
     brake::{Brake, Estimate},
+    conclusion,
     estimate::Tally,
     messages,
     plan::Plan,
@@ -19,6 +20,7 @@ use crate::{
     bpf::{Feature, Scope},
     exit::Outcome,
     host::priority,
+    launch::Inherited,
     output::terminal::fitted_to_stderr,
     say,
     target::{
@@ -29,6 +31,7 @@ use crate::{
 
 /// Traces a process until something ends it.
 pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
+    let inherited = Inherited::capture().context("reading leaktrace's own signal settings")?;
     if !options.estimate_only {
         start::check_outputs(options)?;
     }
@@ -124,9 +127,12 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         notes,
         own_system_rate,
         expected_execs: 0,
+        inherited,
     };
     let finished = start::observe(workbench, live, subject, options, &runtime, &mut signals)?;
-    Ok(start::conclude(&finished, options))
+    let outcome = conclusion::conclude(&finished, options);
+    finished.alarm.finish();
+    Ok(outcome)
 }
 
 /// The probes for what the process maps now.

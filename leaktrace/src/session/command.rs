@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Launch, TraceOptions, messages,
+    Launch, TraceOptions, conclusion, messages,
     plan::Plan,
     progress::Progress,
     signals,
@@ -108,13 +108,14 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
         notes,
         own_system_rate: 0.0,
         expected_execs: 1,
+        inherited,
     };
     let finished = start::observe(workbench, live, subject, options, &runtime, &mut signals);
-    let refused = match &finished {
-        Ok(finished) => start::conclude(finished, options) == Outcome::Refused,
+    let concluded = match &finished {
+        Ok(finished) => Some(conclusion::conclude(finished, options)),
         Err(error) => {
             say!("leaktrace: no report could be made: {error:#}");
-            false
+            None
         }
     };
     let replaced = match &finished {
@@ -133,10 +134,13 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
         say!("{}", messages::waiting(&now.info()));
     }
     let ended = child.reap()?.exit_code();
-    Ok(if refused {
-        Outcome::Refused
-    } else {
-        Outcome::Command(ended)
+    if let Ok(finished) = finished {
+        finished.alarm.finish();
+    }
+    Ok(match concluded {
+        Some(Outcome::Refused) => Outcome::Refused,
+        Some(Outcome::Grew) if ended == 0 => Outcome::Grew,
+        _ => Outcome::Command(ended),
     })
 }
 

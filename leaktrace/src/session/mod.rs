@@ -1,12 +1,17 @@
 //! A trace from its first to its last moment: chooses and prepares, attaches,
 //! watches, detaches, reports. The only module that knows the order of things.
 
+mod alarm;
 mod attach;
 mod brake;
 mod calibration;
 mod command;
+mod conclusion;
 mod estimate;
+mod explanation;
 mod messages;
+mod observation;
+mod on_alert;
 mod plan;
 mod progress;
 mod rehearsal;
@@ -24,6 +29,7 @@ use anyhow::Result;
 
 use crate::{
     aggregate::AgeFilter,
+    alert::GrowthTest,
     bpf::{Limits, ObjectSource},
     exit::Outcome,
     model::{SortKey, Weight},
@@ -32,6 +38,7 @@ use crate::{
     unwind::UnwindMode,
 };
 
+pub use alarm::AlertOptions;
 pub use brake::Brake;
 
 /// What a trace does, apart from whom it traces.
@@ -47,6 +54,12 @@ pub struct TraceOptions {
     pub duration: Option<Duration>,
     /// No tables.
     pub quiet: bool,
+    /// How tables and the last report are printed.
+    pub format: PrintFormat,
+    /// What to look out for.
+    pub alerts: AlertOptions,
+    /// What to fail for at the end.
+    pub fail_if_growth: Option<GrowthTest>,
     /// Outputs asked for.
     pub outputs: Vec<Destination>,
     /// Whether to write the usual files when none are asked for.
@@ -59,6 +72,10 @@ pub struct TraceOptions {
     pub sizes: (u64, u64),
     /// Ages that are shown.
     pub ages: AgeFilter,
+    /// Show only blocks made since the mark, once there is one.
+    pub since_mark: bool,
+    /// When to set the mark by itself.
+    pub warmup: Option<Duration>,
     /// Sizes of the maps.
     pub limits: Limits,
     /// How stacks are walked.
@@ -79,6 +96,15 @@ pub struct TraceOptions {
     pub object: ObjectSource,
     /// Attach programs that do nothing.
     pub empty_programs: bool,
+}
+
+/// What is printed on stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrintFormat {
+    /// Tables and a summary for a person.
+    Text,
+    /// A JSON report a line.
+    JsonLines,
 }
 
 impl TraceOptions {
@@ -102,6 +128,8 @@ impl TraceOptions {
         );
         say("min-age", self.ages.min.map(seconds));
         say("max-age", self.ages.max.map(seconds));
+        say("since", self.since_mark.then(|| "mark".to_owned()));
+        say("warmup", self.warmup.map(seconds));
         say("max-blocks", Some(self.limits.max_blocks.to_string()));
         say("max-stacks", Some(self.limits.max_stacks.to_string()));
         say(
@@ -111,6 +139,17 @@ impl TraceOptions {
                 UnwindMode::Dwarf => Some("dwarf".to_owned()),
                 UnwindMode::FramePointers => Some("fp".to_owned()),
             },
+        );
+        for condition in &self.alerts.conditions {
+            say("alert", Some(condition.to_string()));
+        }
+        say("until-alert", self.alerts.end.then(String::new));
+        say(
+            "fail-if-growth",
+            self.fail_if_growth.map(|test| {
+                test.tolerated
+                    .map_or_else(String::new, |most| format!("{most}/min"))
+            }),
         );
         say("debuginfod", self.debuginfod.then(String::new));
         say("no-inlines", (!self.inlined).then(String::new));

@@ -19,8 +19,8 @@ use crate::{
     probe_site::KernelAbility,
     target::{
         Process,
-        mapped_file::MappedFile,
-        mapping::{self, Device},
+        mapped_file::{FileIdentity, MappedFile},
+        mapping,
     },
 };
 
@@ -42,7 +42,7 @@ pub struct Plan {
     /// See [`LoaderHook`]; 0 when it is not known.
     pub loader_state_distance: i64,
     /// Every file that was looked at.
-    pub examined: HashSet<(Device, u64)>,
+    pub examined: HashSet<FileIdentity>,
     /// Keeps the files open that `files` names.
     opened: Vec<Arc<MappedFile>>,
     /// Likewise for `loader`.
@@ -57,12 +57,25 @@ impl Plan {
     pub fn of(files: &[Arc<MappedFile>], ability: KernelAbility) -> Result<Self> {
         let mut plan = Self::default();
         for file in files {
-            plan.examined.insert((file.device(), file.inode()));
+            if !plan.examined.insert(file.identity()) {
+                continue;
+            }
             plan.add(file, ability).with_context(|| {
                 format!("looking for an allocator in {}", file.path().display())
             })?;
         }
         Ok(plan)
+    }
+
+    /// Whether malloc is the C library's, glibc, and no other allocator is watched.
+    #[must_use]
+    pub fn is_glibc_alone(&self) -> bool {
+        !self.watched.is_empty()
+            && self.watched.iter().all(|file| {
+                let name = file.path.file_name().unwrap_or_default();
+                let name = name.to_string_lossy();
+                name == "libc.so.6" || name.starts_with("libc-2.")
+            })
     }
 
     fn add(&mut self, file: &Arc<MappedFile>, ability: KernelAbility) -> Result<()> {

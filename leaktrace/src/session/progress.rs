@@ -4,11 +4,13 @@ use std::{
     io::{IsTerminal as _, Write as _},
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{self, RecvTimeoutError, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread::JoinHandle,
     time::Duration,
 };
+
+use crate::{output::terminal::fitted_to_stderr, say};
 
 /// How long nothing is said.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -72,4 +74,16 @@ impl Drop for Progress {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// Writes to stderr without waiting for it: probes are in, and a blocked
+/// terminal must not keep the brake and signals from working. The receiver is
+/// told when it is written.
+pub fn say_aside(text: String) -> Receiver<()> {
+    let (sender, written) = mpsc::channel();
+    std::thread::spawn(move || {
+        say!("{}", fitted_to_stderr(&text));
+        let _ = sender.send(());
+    });
+    written
 }

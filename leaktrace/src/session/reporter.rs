@@ -7,6 +7,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     thread::JoinHandle,
@@ -16,19 +17,33 @@ use std::{
 use anyhow::{Context as _, Result};
 use leaktrace_common::counter::Counter;
 
-use super::{TraceOptions, plan::Plan, progress::Progress, snapshot::Snapshot, unwinding::lock};
+use super::{
+    PrintFormat, TraceOptions,
+    alarm::{Alarm, VerdictWatch},
+    messages,
+    observation::Observation,
+    plan::Plan,
+    progress::{Progress, say_aside},
+    snapshot::Snapshot,
+    unwinding::lock,
+};
 use crate::{
     aggregate::{Aggregator, Selection},
+    alert::Firing,
     bpf::Maps,
-    model::{Edge, MemorySample, ProcessInfo, Report, TraceInfo},
-    output::{Outputs, screen::Screen, terminal::Terminal},
+    model::{Edge, MemorySample, ProcessInfo, Report, RssGrowth, TraceInfo},
+    output::{Outputs, Written, screen::Screen, terminal::Terminal},
     probe_site::KernelAbility,
     report::{
-        export::ExportOptions,
+        export::{ExportOptions, Format},
+        json, summary,
         table::{self, TableOptions},
     },
-    say,
-    target::{Process, mapped_file::MappedFile, mapping::Device, mapping_watch::MappingWatch},
+    target::{
+        Process,
+        mapped_file::{FileIdentity, MappedFile},
+        mapping_watch::MappingWatch,
+    },
 };
 
 /// How long the last report waits for debug information that is being fetched.
@@ -51,6 +66,12 @@ pub struct Finished {
     pub written: Vec<PathBuf>,
     /// Outputs that were not, a sentence each.
     pub failures: Vec<String>,
+    /// The report as the last line of JSON, with `--format json-lines`.
+    pub line: Option<String>,
+    /// Where tables went, for what follows them.
+    pub screen: Option<Arc<Screen>>,
+    /// Commands may still run.
+    pub alarm: Alarm,
 }
 
 enum Job {
@@ -58,7 +79,24 @@ enum Job {
     Learn(Snapshot),
     Table(Snapshot),
     Write(Snapshot),
-    Finish(Box<Snapshot>, Edge, Vec<String>),
+    /// Growth counts from here.
+    Mark(Snapshot),
+    /// Conditions that have come true, one at least.
+    Alert(Snapshot, Vec<Firing>),
+    Finish(Box<Last>),
+}
+
+/// What the last report is made of.
+pub struct Last {
+    pub snapshot: Snapshot,
+    /// When events ceased to count.
+    pub disabled: Edge,
+    /// Sentences that were not known before.
+    pub notes: Vec<String>,
+    /// The conditions that ended the trace.
+    pub fired: Vec<Firing>,
+    /// What the growth of RSS is made of.
+    pub rss_growth: Option<RssGrowth>,
 }
 
 /// The thread and the way to it.
@@ -71,17 +109,25 @@ pub struct Reporter {
 pub struct Workshop {
     pub common: Common,
     pub aggregator: Aggregator,
+    pub observation: Observation,
     pub maps: Arc<Maps>,
     pub process: Arc<Process>,
     pub mappings: Arc<Mutex<MappingWatch>>,
     /// Files in which an allocator was looked for.
-    pub examined: HashSet<(Device, u64)>,
+    pub examined: HashSet<FileIdentity>,
     /// How many of them have one and were loaded after the probes were set.
     pub late_allocators: u64,
     pub ability: KernelAbility,
     pub outputs: Outputs,
     /// Where tables go, and its descriptor.
     pub screen: Option<(Arc<Screen>, BorrowedFd<'static>)>,
+    /// How many lines of JSON there were.
+    pub lines: u64,
+    pub alarm: Alarm,
+    /// When sites are judged for alerts.
+    pub verdicts: VerdictWatch,
+    /// Where the watch looks for how many of them grow.
+    pub growing_sites: Arc<AtomicUsize>,
     pub options: TraceOptions,
 }
 
@@ -112,19 +158,22 @@ impl Reporter {
         let _ = self.jobs.send(Job::Write(snapshot));
     }
 
+    /// Sets the mark from which growth counts.
+    pub fn mark(&self, snapshot: Snapshot) {
+        let _ = self.jobs.send(Job::Mark(snapshot));
+    }
+
+    /// Tells of conditions that have come true.
+    pub fn alert(&self, snapshot: Snapshot, firings: Vec<Firing>) {
+        let _ = self.jobs.send(Job::Alert(snapshot, firings));
+    }
+
     /// Makes the last report and writes the outputs.
     ///
     /// # Errors
     /// When the reporter broke down.
-    pub fn finish(
-        self,
-        snapshot: Snapshot,
-        disabled: Edge,
-        notes: Vec<String>,
-    ) -> Result<Finished> {
-        let _ = self
-            .jobs
-            .send(Job::Finish(Box::new(snapshot), disabled, notes));
+    pub fn finish(self, last: Last) -> Result<Finished> {
+        let _ = self.jobs.send(Job::Finish(Box::new(last)));
         drop(self.jobs);
         match self.thread.join() {
             Ok(Some(finished)) => Ok(finished),
@@ -137,35 +186,93 @@ impl Workshop {
     fn run(mut self, jobs: &Receiver<Job>) -> Option<Finished> {
         while let Ok(job) = jobs.recv() {
             match job {
-                Job::Learn(snapshot) => self.learn(&snapshot),
+                Job::Learn(snapshot) => self.observe(&snapshot),
                 Job::Table(snapshot) => self.table(snapshot),
                 Job::Write(snapshot) => {
                     let report = self.report(snapshot, None);
-                    for failure in self.write(&report).1 {
-                        say!("leaktrace: {failure}");
-                    }
+                    let (files, failures) = self.write(&report);
+                    let written: Vec<_> = files.into_iter().map(|(_, path)| path).collect();
+                    let failures = failures
+                        .iter()
+                        .map(|failure| format!("leaktrace: {failure}\n"));
+                    let text =
+                        failures.collect::<String>() + summary::written(&written).trim_start();
+                    say_aside(text.trim_end().to_owned());
                 }
-                Job::Finish(snapshot, disabled, notes) => {
-                    self.common.trace.disabled = Some(disabled);
-                    self.common.notes.extend(notes);
-                    self.learn(&snapshot);
-                    self.note_what_was_missed();
-                    if self.options.debuginfod {
-                        let _shown = Progress::start("fetching debug information");
-                        self.aggregator
-                            .wait_for_debug_information(&snapshot.sums, FETCH_PATIENCE);
-                    }
-                    let report = self.report(*snapshot, None);
-                    let (written, failures) = self.write(&report);
-                    return Some(Finished {
-                        report,
-                        written,
-                        failures,
-                    });
+                Job::Mark(snapshot) => {
+                    self.observe(&snapshot);
+                    let since_mark = self.options.since_mark;
+                    self.observation.mark(&snapshot, since_mark);
+                    say_aside(messages::marked(&snapshot.taken, since_mark));
                 }
+                Job::Alert(snapshot, firings) => self.alert(snapshot, &firings),
+                Job::Finish(last) => return Some(self.finish(*last)),
             }
         }
         None
+    }
+
+    fn alert(&mut self, snapshot: Snapshot, firings: &[Firing]) {
+        let report = self.report(snapshot, None);
+        let first = firings.first();
+        // What comes true at once needs one set of files.
+        let label = first.and_then(|firing| self.alarm.snapshot(firing, &report.taken));
+        let (files, failures) = match label {
+            Some(label) => {
+                let options = self.export_options();
+                parted(self.outputs.write_aside(&report, &options, &label))
+            }
+            None => Default::default(),
+        };
+        for firing in firings {
+            self.alarm.raise(firing, &report, &files);
+        }
+        for failure in failures {
+            say_aside(format!("leaktrace: {failure}"));
+        }
+    }
+
+    fn finish(mut self, last: Last) -> Finished {
+        self.common.trace.disabled = Some(last.disabled);
+        self.common.notes.extend(last.notes);
+        self.learn(&last.snapshot);
+        self.note_what_was_missed();
+        if self.options.debuginfod {
+            let _shown = Progress::start("fetching debug information");
+            self.aggregator
+                .wait_for_debug_information(&last.snapshot.sums, FETCH_PATIENCE);
+        }
+        let mut report = self.report(last.snapshot, None);
+        report.rss_growth = last.rss_growth;
+        let (files, failures) = self.write(&report);
+        for firing in &last.fired {
+            self.alarm.raise(firing, &report, &files);
+        }
+        Finished {
+            line: self.line(&report),
+            report,
+            written: files.into_iter().map(|(_, path)| path).collect(),
+            failures,
+            screen: self.screen.map(|(screen, _)| screen),
+            alarm: self.alarm,
+        }
+    }
+
+    /// Learns new stacks, and how everything has moved.
+    fn observe(&mut self, snapshot: &Snapshot) {
+        self.learn(snapshot);
+        let ages = match &snapshot.ages {
+            Some(_) => None,
+            None => self.observation.ages(&self.maps, snapshot.elapsed),
+        };
+        let ages = snapshot.ages.as_ref().or(ages.as_ref());
+        self.observation.see(snapshot, ages);
+        if let Some(growing) = self
+            .verdicts
+            .count_growing(&self.observation, snapshot.elapsed)
+        {
+            self.growing_sites.store(growing, Ordering::Relaxed);
+        }
     }
 
     fn learn(&mut self, snapshot: &Snapshot) {
@@ -195,7 +302,7 @@ impl Workshop {
     /// them, since they were loaded after the probes were set.
     fn look_for_allocators(&mut self, mapped: &[Arc<MappedFile>]) {
         for file in mapped {
-            if !self.examined.insert((file.device(), file.inode())) {
+            if !self.examined.insert(file.identity()) {
                 continue;
             }
             if let Ok(late) = Plan::of(std::slice::from_ref(file), self.ability)
@@ -222,7 +329,13 @@ impl Workshop {
     fn table(&mut self, snapshot: Snapshot) {
         let top = self.options.top;
         let report = self.report(snapshot, Some(top));
-        if let Some((screen, fd)) = &self.screen {
+        let line = self.line(&report);
+        let Some((screen, fd)) = &self.screen else {
+            return;
+        };
+        if let Some(line) = line {
+            screen.show(line);
+        } else {
             // Each time anew: a terminal's size changes.
             let terminal = Terminal::of(fd);
             let options = TableOptions {
@@ -235,20 +348,44 @@ impl Workshop {
         }
     }
 
+    /// The report as the next line of JSON, if that is wanted.
+    fn line(&mut self, report: &Report) -> Option<String> {
+        if self.options.format != PrintFormat::JsonLines {
+            return None;
+        }
+        self.lines += 1;
+        match json::render_numbered(report, self.lines) {
+            Ok(line) => Some(line),
+            Err(error) => {
+                say_aside(format!(
+                    "leaktrace: this report can't be written as JSON: {error:#}"
+                ));
+                None
+            }
+        }
+    }
+
     fn report(&mut self, mut snapshot: Snapshot, top: Option<usize>) -> Report {
-        self.learn(&snapshot);
+        self.observe(&snapshot);
         snapshot.counters.events[Counter::LateAllocator as usize] = self.late_allocators;
+        let observation = &self.observation;
+        let (ages, elapsed) = (snapshot.ages.as_ref(), snapshot.elapsed);
+        let trends = observation.trends();
         let selection = Selection {
             sort: self.options.sort,
             top,
-            growing: self.options.top,
-            elapsed: snapshot.elapsed,
+            elapsed,
+            baseline: observation.baseline(),
+            trends: &trends,
+            survival: &|stack_id, sums| {
+                let survival = |ages| observation.survival(stack_id, sums, ages, elapsed);
+                ages.map(survival).unwrap_or_default()
+            },
         };
-        let sites = self
-            .aggregator
-            .sites(&snapshot.sums, snapshot.ages.as_ref(), &selection);
+        let sites = self.aggregator.sites(&snapshot.sums, ages, &selection);
         let mut notes = self.common.notes.clone();
         notes.extend(self.aggregator.symbolizer().notes());
+        notes.extend(self.alarm.notes());
         Report {
             process: self.common.process.clone(),
             trace: self.common.trace.clone(),
@@ -268,25 +405,40 @@ impl Workshop {
             self_check: self.aggregator.self_check(),
             sites: sites.sites,
             growing: sites.growing,
+            common_caller: sites.common_caller,
+            verdicts: sites.verdicts,
+            trends: self.observation.process(),
+            mark: self.observation.marked().cloned(),
             site_count: sites.count,
             ages_known: snapshot.ages.is_some(),
             notes,
         }
     }
 
-    /// Files that were written and sentences about those that were not.
-    fn write(&mut self, report: &Report) -> (Vec<PathBuf>, Vec<String>) {
-        let options = ExportOptions {
+    fn export_options(&self) -> ExportOptions {
+        ExportOptions {
             weight: self.options.weight,
             top: self.options.top,
-        };
-        let (mut written, mut failures) = (Vec::new(), Vec::new());
-        for output in self.outputs.write(report, &options) {
-            match output.result {
-                Ok(()) => written.extend(output.path),
-                Err(error) => failures.push(error.to_string()),
-            }
         }
-        (written, failures)
     }
+
+    fn write(&mut self, report: &Report) -> (Vec<File>, Vec<String>) {
+        let options = self.export_options();
+        parted(self.outputs.write(report, &options))
+    }
+}
+
+/// A file that was written.
+type File = (Format, PathBuf);
+
+/// Files that were written and sentences about those that were not.
+fn parted(outputs: Vec<Written>) -> (Vec<File>, Vec<String>) {
+    let (mut files, mut failures) = (Vec::new(), Vec::new());
+    for output in outputs {
+        match output.result {
+            Ok(()) => files.extend(output.path.map(|path| (output.format, path))),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    (files, failures)
 }

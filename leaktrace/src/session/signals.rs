@@ -32,6 +32,8 @@ pub enum Request {
     End(&'static str),
     /// Write the outputs now and go on.
     Write,
+    /// Growth counts from here.
+    Mark,
 }
 
 /// Signals that end a trace. Stopping (Ctrl-Z) would leave probes in a target
@@ -42,6 +44,17 @@ const ENDING: [(&str, i32); 4] = [
     ("SIGHUP", libc::SIGHUP),
     ("SIGTSTP", libc::SIGTSTP),
 ];
+
+/// Signals that ask for something while the trace goes on.
+const REQUESTS: [(i32, Request); 2] = [
+    (libc::SIGUSR1, Request::Write),
+    (libc::SIGUSR2, Request::Mark),
+];
+
+fn request_of(signal: i32) -> Option<Request> {
+    let mut requests = REQUESTS.into_iter();
+    requests.find_map(|(number, request)| (number == signal).then_some(request))
+}
 
 /// A command that ends this soon after a signal has ended because of it.
 const SOON: Duration = Duration::from_secs(10);
@@ -153,7 +166,7 @@ pub struct CommandSignals {
 pub fn of_command(child: &Child) -> Result<CommandSignals> {
     let mut taken = PASSED_ON.to_vec();
     taken.extend(JOB_STOPS);
-    taken.push(libc::SIGUSR1);
+    taken.extend(REQUESTS.map(|(signal, _)| signal));
     Ok(CommandSignals {
         queue: SignalQueue::new(&taken).context("taking signals for the command")?,
         pidfd: child.pidfd().try_clone_to_owned()?,
@@ -207,8 +220,8 @@ impl Listener {
 
     fn hear(&mut self, received: Received) {
         match received.signal {
-            libc::SIGUSR1 => {
-                let _ = self.sender.send(Request::Write);
+            signal if let Some(request) = request_of(signal) => {
+                let _ = self.sender.send(request);
             }
             stop if JOB_STOPS.contains(&stop) => self.stop(received),
             _ if self.command.has_ended() => self.leave(received.signal),
@@ -344,7 +357,9 @@ pub fn own() -> Result<Signals> {
         }
         forward(&sender, &signals.state, number, Request::End(name))?;
     }
-    forward(&sender, &signals.state, libc::SIGUSR1, Request::Write)?;
+    for (number, request) in REQUESTS {
+        forward(&sender, &signals.state, number, request)?;
+    }
     Ok(signals)
 }
 

@@ -4,10 +4,7 @@
 use std::{
     os::fd::BorrowedFd,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        mpsc::{self, Receiver},
-    },
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -15,12 +12,15 @@ use anyhow::{Context as _, Result, bail};
 use rustix::stdio;
 
 use super::{
-    TraceOptions,
+    PrintFormat, TraceOptions,
+    alarm::{Alarm, VerdictWatch},
     brake::{Brake, CostWatch},
     calibration::{self, Calibration},
+    explanation::Beginning,
     messages,
+    observation::Observation,
     plan::Plan,
-    progress::Progress,
+    progress::{Progress, say_aside},
     reporter::{Common, Finished, Reporter, Workshop},
     signals::Signals,
     trampoline,
@@ -29,26 +29,18 @@ use super::{
 };
 use crate::{
     aggregate::Aggregator,
+    alert::{Alerts, Recent},
     allocator,
     bpf::{
         Attachment, Feature, Features, Limits, LinkKind, Maps, Program, Scope, TableRoom, Tracer,
     },
-    exit::Outcome,
     host::jit,
     host::privilege,
-    model::{Edge, EndReason, TraceInfo},
-    output::{
-        Outputs,
-        destination::Target,
-        directory::Directory,
-        owner::Owner,
-        screen::Screen,
-        stream,
-        terminal::{Terminal, fitted_to_stderr},
-    },
+    launch::Inherited,
+    model::{Edge, TraceInfo},
+    output::{Outputs, directory::Directory, owner::Owner, screen::Screen},
     probe_site::{KernelAbility, NopAbility},
-    report::{export::Format, quantity, summary, summary::SummaryOptions},
-    say,
+    report::quantity,
     symbolize::{self, Symbolizer},
     target::{
         Process, available, code_files::CodeFiles, cpu::CpuClock, mapping::Mapping,
@@ -221,6 +213,8 @@ pub struct Subject {
     pub own_system_rate: f64,
     /// How often it may exec before its image is another one.
     pub expected_execs: u64,
+    /// What leaktrace was started with, for commands that it runs.
+    pub inherited: Inherited,
 }
 
 /// Watches until something ends the trace; the last report.
@@ -244,17 +238,21 @@ pub fn observe(
         unwinding,
         own_system_rate,
         expected_execs,
+        inherited,
     } = subject;
+    let alarm = Alarm::new(&options.alerts, &inherited)?;
+    let growing_sites = Arc::default();
     let trampoline_found = trampoline::find(&live.maps, &process);
     // From here on the process may end at any time and keep its names.
     let mut symbolizer = symbolizer(&process, Arc::clone(&code), options);
     let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
+    let beginning = Beginning::of(&process, memory_at_start);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
-    lines.extend(symbolizer.notes());
+    lines.extend(messages::about_files(symbolizer.notes()));
     lines.push(messages::map_memory(
         workbench.map_memory,
         &workbench.limits,
@@ -267,6 +265,7 @@ pub fn observe(
         &outputs,
         expected_execs > 0,
     ));
+    lines.extend(messages::how_to_mark(options.since_mark, options.warmup));
     let greeted = say_aside(lines.join("\n"));
     let pair_cost = workbench.calibration.pair_cost;
     let trace = TraceInfo {
@@ -292,6 +291,7 @@ pub fn observe(
             notes,
         },
         aggregator: Aggregator::new(symbolizer, code),
+        observation: Observation::new(&memory_at_start),
         maps: live.maps,
         process: Arc::clone(&process),
         mappings,
@@ -300,6 +300,10 @@ pub fn observe(
         ability: workbench.ability,
         outputs,
         screen: screen.clone(),
+        lines: 0,
+        alarm,
+        verdicts: VerdictWatch::new(&options.alerts),
+        growing_sites: Arc::clone(&growing_sites),
         options: options.clone(),
     })?;
     let watch = Watch {
@@ -312,12 +316,19 @@ pub fn observe(
         options: options.clone(),
         started: live.started_at,
         cost: CostWatch::new(options.brake, pair_cost, own_system_rate),
+        beginning,
         memory: memory_at_start,
         memory_read: None,
         expected_execs,
         trampoline_found,
         silent_periods: 0,
+        mark_ns: None,
         unwinding,
+        alerts: Alerts::new(&options.alerts.conditions, options.alerts.every),
+        recent: Recent::default(),
+        growing_sites,
+        machine_memory: available::machine_memory(),
+        fired: Vec::new(),
     };
     let finished = runtime.block_on(watch.run(
         reporter,
@@ -354,25 +365,13 @@ fn greeting(
     lines
 }
 
-/// Writes to stderr without waiting for it: probes are in, and a blocked
-/// terminal must not keep the brake and signals from working. The receiver is
-/// told when it is written.
-fn say_aside(text: String) -> Receiver<()> {
-    let (sender, written) = mpsc::channel();
-    std::thread::spawn(move || {
-        say!("{}", fitted_to_stderr(&text));
-        let _ = sender.send(());
-    });
-    written
-}
-
 /// Where the probes are and what has none, with `-v`.
 pub fn explanation(plan: &Plan, entry_sites: &[Vec<u64>], options: &TraceOptions) -> Vec<String> {
     if !options.verbose {
         return Vec::new();
     }
-    let taken = plan.explain(entry_sites).into_iter().map(str::to_owned);
-    taken.chain(plan.problems.iter().cloned()).collect()
+    let taken = plan.explain(entry_sites).into_iter();
+    messages::about_files(taken.chain(plan.problems.iter().map(String::as_str)))
 }
 
 /// The runtime: one worker listens to signals while the main thread detaches and
@@ -463,51 +462,13 @@ fn screen(
     } else {
         stdio::stdout()
     };
-    let screen = Screen::start(fd).context("opening the screen")?;
+    let room = match options.format {
+        PrintFormat::Text => 0,
+        PrintFormat::JsonLines => ROOM_FOR_LINES,
+    };
+    let screen = Screen::start(fd, room).context("opening the screen")?;
     Ok(Some((Arc::new(screen), fd)))
 }
 
-/// Prints the last report.
-pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
-    let to_stderr = options
-        .outputs
-        .iter()
-        .any(|output| output.target == Target::Stdout);
-    let (out, terminal) = if to_stderr {
-        (stdio::stderr(), Terminal::of(stdio::stderr()))
-    } else {
-        (stdio::stdout(), Terminal::of(stdio::stdout()))
-    };
-    let width = terminal.is_terminal.then_some(terminal.columns);
-    // As an output it has been printed already.
-    let is_printed = options
-        .outputs
-        .iter()
-        .any(|output| (output.format, &output.target) == (Format::Txt, &Target::Stdout));
-    let summary = if is_printed {
-        String::new()
-    } else {
-        summary::render(
-            &finished.report,
-            &SummaryOptions {
-                width,
-                colour: terminal.colour,
-                top: options.top,
-            },
-        )
-    };
-    let text = summary + &summary::closing(&finished.written);
-    // A reader that is gone has had enough.
-    let _ = stream::write_all(out, text.as_bytes());
-    for failure in &finished.failures {
-        say!("leaktrace: {failure}");
-    }
-    if options.verbose {
-        say!("{}", messages::self_check(&finished.report.self_check));
-    }
-    match finished.report.end {
-        Some(EndReason::Overhead { .. }) => Outcome::Refused,
-        _ if !finished.failures.is_empty() => Outcome::Failed,
-        _ => Outcome::Reported,
-    }
-}
+/// Bytes of JSON that wait for a reader who is slow.
+const ROOM_FOR_LINES: usize = 16 << 20;

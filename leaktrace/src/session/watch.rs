@@ -1,7 +1,10 @@
 //! The time between the first probe and the last.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,17 +18,20 @@ use tokio::{
 use super::{
     TraceOptions,
     brake::{Brake, CostWatch, Period},
+    explanation::Beginning,
     plan::Plan,
     progress::Progress,
-    reporter::{Finished, Reporter},
+    reporter::{Finished, Last, Reporter},
     signals::{Request, Signals},
     snapshot::{self, AllocRate, Snapshot},
     trampoline,
     unwinding::Unwinding,
 };
 use crate::{
+    aggregate::AgeFilter,
+    alert::{Alerts, Figures, Firing, MemoryLimit, Recent},
     bpf::{Attachment, LinkKind, Maps, Program, Scope, Tracer},
-    model::{EndReason, MemorySample},
+    model::{EndReason, MemorySample, Sums},
     output::screen::Screen,
     target::{
         Process,
@@ -51,6 +57,7 @@ pub struct Watch {
     pub started: Instant,
     pub cost: CostWatch,
     pub clock: Option<CpuClock>,
+    pub beginning: Beginning,
     pub memory: MemorySample,
     /// When `memory` was read, since the start; `None` for at the start.
     pub memory_read: Option<Duration>,
@@ -62,6 +69,17 @@ pub struct Watch {
     /// How often perf events had fallen silent.
     pub silent_periods: u64,
     pub unwinding: Unwinding,
+    /// When the mark was set, on the clock of blocks.
+    pub mark_ns: Option<u64>,
+    pub alerts: Alerts,
+    /// How live bytes moved lately.
+    pub recent: Recent,
+    /// How many sites grow, as the reporter has found out.
+    pub growing_sites: Arc<AtomicUsize>,
+    /// The machine's memory, bytes.
+    pub machine_memory: u64,
+    /// The alerts that ended the trace.
+    pub fired: Vec<Firing>,
 }
 
 /// Figures of the last check.
@@ -71,6 +89,14 @@ struct Seen {
     frees: u64,
     execs: u64,
     cpu: CpuTime,
+}
+
+/// Comes at this time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Watch {
@@ -109,6 +135,7 @@ impl Watch {
             .options
             .duration
             .map(|duration| self.started + duration);
+        let mut warm = self.options.warmup.map(|warmup| self.started + warmup);
         let mut table = interval(self.options.interval);
         table.set_missed_tick_behavior(MissedTickBehavior::Skip);
         table.reset();
@@ -118,12 +145,6 @@ impl Watch {
         let mut seen = self.seen(maps)?;
         let mut checks = 0;
         loop {
-            let at_deadline = async {
-                match deadline {
-                    Some(deadline) => sleep_until(deadline.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             let closed = async {
                 match screen {
                     Some(screen) => {
@@ -137,10 +158,15 @@ impl Watch {
                 request = signals.next() => match request {
                     Request::End(name) => return Ok(EndReason::Signal(name)),
                     Request::Write => reporter.write(self.snapshot(maps, rate, true)?),
+                    Request::Mark => self.mark(maps, reporter, rate)?,
                 },
                 _ = exit.readable() => return Ok(EndReason::TargetExit),
                 () = closed => return Ok(EndReason::OutputClosed),
-                () = at_deadline => return Ok(EndReason::Duration),
+                () = at(deadline) => return Ok(EndReason::Duration),
+                () = at(warm) => {
+                    warm = None;
+                    self.mark(maps, reporter, rate)?;
+                },
                 _ = check.tick() => {
                     if let Some(end) = self.check(maps, &mut seen)? {
                         return Ok(end);
@@ -148,14 +174,16 @@ impl Watch {
                     self.look_for_trampoline(maps)?;
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
-                        self.look_around(maps, reporter)?;
+                        if let Some(end) = self.look_around(maps, reporter, rate)? {
+                            return Ok(end);
+                        }
                     } else if checks < LEARN_EVERY {
                         // Of a process that soon ends, at least this is known.
                         self.sample_memory();
                     }
                 },
                 _ = table.tick(), if !self.options.quiet => {
-                    let with_ages = self.options.ages.is_set();
+                    let with_ages = self.age_filter().is_set();
                     reporter.table(self.snapshot(maps, rate, with_ages)?);
                 },
             }
@@ -231,6 +259,8 @@ impl Watch {
             .attach(kind, loader, Program::Loader, Scope::Everyone, 0)?;
         self.tracer
             .extend(&mut unbound, files, self.program, generation)?;
+        // So may have been the probe in the loader.
+        maps.control().distrust_mappings();
         maps.control().set_generation(generation);
         let mut bound = std::mem::replace(&mut self.attachment, unbound);
         std::thread::spawn(move || bound.detach(|_, _| {}));
@@ -266,10 +296,16 @@ impl Watch {
         Ok(())
     }
 
-    /// Learns new stacks, and how much memory is used.
-    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<()> {
+    /// Learns new stacks, and how much memory is used; whether that is what
+    /// somebody wanted to know.
+    fn look_around(
+        &mut self,
+        maps: &Maps,
+        reporter: &Reporter,
+        rate: &mut AllocRate,
+    ) -> Result<Option<EndReason>> {
         self.sample_memory();
-        reporter.learn(Snapshot {
+        let snapshot = Snapshot {
             taken: jiff::Zoned::now(),
             elapsed: self.started.elapsed(),
             end: None,
@@ -281,8 +317,38 @@ impl Watch {
             cost_cpus: None,
             memory: self.memory,
             memory_read: self.memory_read,
-        });
-        Ok(())
+        };
+        let figures = self.figures(&snapshot);
+        let fired = self.alerts.due(snapshot.elapsed, &figures);
+        reporter.learn(snapshot);
+        let Some(first) = fired.first() else {
+            return Ok(None);
+        };
+        if self.options.alerts.end {
+            let end = EndReason::Alert(first.condition.to_string());
+            self.fired = fired;
+            return Ok(Some(end));
+        }
+        let snapshot = self.snapshot(maps, rate, true)?;
+        reporter.alert(snapshot, fired);
+        Ok(None)
+    }
+
+    fn figures(&mut self, snapshot: &Snapshot) -> Figures {
+        let held = |of: fn(&Sums) -> u64| snapshot.sums.iter().map(|(_, sums)| of(sums)).sum();
+        let live_bytes = held(Sums::live_bytes);
+        self.recent.push(snapshot.elapsed, live_bytes);
+        Figures {
+            live_bytes,
+            live_blocks: held(Sums::live_blocks),
+            growth_per_minute: self.recent.per_minute(),
+            growing_sites: self.growing_sites.load(Ordering::Relaxed),
+            memory: self.memory,
+            memory_limit: MemoryLimit::tightest(
+                self.memory.cgroup_limit,
+                Some(self.machine_memory),
+            ),
+        }
     }
 
     fn sample_memory(&mut self) {
@@ -290,6 +356,22 @@ impl Watch {
         if memory.rss.is_some() {
             self.memory = memory;
             self.memory_read = Some(self.started.elapsed());
+        }
+    }
+
+    /// From here on growth counts.
+    fn mark(&mut self, maps: &Maps, reporter: &Reporter, rate: &mut AllocRate) -> Result<()> {
+        // First the time: what is made from now on may be in the sums already.
+        self.mark_ns = Some(snapshot::now_ns());
+        reporter.mark(self.snapshot(maps, rate, false)?);
+        Ok(())
+    }
+
+    /// Which blocks are shown.
+    fn age_filter(&self) -> AgeFilter {
+        AgeFilter {
+            made_since_ns: self.mark_ns.filter(|_| self.options.since_mark),
+            ..self.options.ages
         }
     }
 
@@ -304,7 +386,7 @@ impl Watch {
             counters,
             sums: maps.sums()?,
             ages: if ages {
-                Some(snapshot::ages(maps, self.options.ages, snapshot::now_ns())?)
+                Some(snapshot::ages(maps, self.age_filter(), snapshot::now_ns())?)
             } else {
                 None
             },
@@ -347,7 +429,12 @@ impl Watch {
         self.sample_memory();
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
-        let ages = snapshot::ages(maps, self.options.ages, disabled.latest_ns)?;
+        let filtered = counters.events[Counter::Filtered as usize] > 0;
+        let is_glibc = self.plan.is_glibc_alone();
+        let rss_growth =
+            self.beginning
+                .explain(&self.process, &self.memory, &sums, is_glibc, filtered);
+        let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;
         progress.phase("reading symbols and writing the report");
         let calls = counters.events[Counter::AllocCalls as usize];
         let snapshot = Snapshot {
@@ -363,6 +450,12 @@ impl Watch {
             memory: self.memory,
             memory_read: self.memory_read,
         };
-        reporter.finish(snapshot, disabled, notes)
+        reporter.finish(Last {
+            snapshot,
+            disabled,
+            notes,
+            fired: self.fired,
+            rss_growth,
+        })
     }
 }

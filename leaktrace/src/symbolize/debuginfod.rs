@@ -15,7 +15,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc,
-        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError},
     },
     thread,
     time::{Duration, Instant},
@@ -161,7 +161,9 @@ impl Fetcher {
         let askers = self.wanted.entry(build_id.to_owned()).or_default();
         let is_new = askers.is_empty();
         askers.insert(file);
-        if is_new && self.jobs.send(build_id.to_owned()).is_ok() {
+        if is_new {
+            // Should the thread have failed, nothing comes.
+            _ = self.jobs.send(build_id.to_owned());
             self.pending += 1;
         }
     }
@@ -169,9 +171,14 @@ impl Fetcher {
     /// What came since the last time.
     pub fn arrived(&mut self) -> Arrived {
         let mut arrived = Arrived::default();
-        while let Ok(result) = self.results.try_recv() {
-            self.take(result, &mut arrived);
+        loop {
+            match self.results.try_recv() {
+                Ok(result) => self.take(result, &mut arrived),
+                Err(TryRecvError::Empty) => return arrived,
+                Err(TryRecvError::Disconnected) => break,
+            }
         }
+        self.give_up(&mut arrived);
         arrived
     }
 
@@ -193,10 +200,20 @@ impl Fetcher {
                     ));
                     break;
                 }
-                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Disconnected) => self.give_up(&mut arrived),
             }
         }
         arrived
+    }
+
+    /// The thread has ended, though nobody told it to. Said once.
+    fn give_up(&mut self, arrived: &mut Arrived) {
+        if std::mem::take(&mut self.pending) > 0 {
+            arrived.failures.push(
+                "Debug information is not fetched any more: the thread that does it has failed."
+                    .to_owned(),
+            );
+        }
     }
 
     fn take(&mut self, result: Result, arrived: &mut Arrived) {
@@ -252,17 +269,15 @@ impl Client {
     /// Makes sure that a file is there, and what it shares with others.
     fn provide(&mut self, build_id: String) -> Result {
         let mut failures = Vec::new();
-        let found = self.stored(&build_id).or_else(|| {
-            let fetched = self.fetch(&build_id, &mut failures);
-            self.make_room();
-            fetched
-        });
+        let mut provide = |build_id: &str| {
+            self.stored(build_id)
+                .or_else(|| self.fetch(build_id, &mut failures))
+        };
+        let found = provide(&build_id);
         if let Some(shared) = found.as_ref().and_then(|image| image.shared_debug.as_ref()) {
-            let shared = hexadecimal(&shared.build_id);
-            if self.stored(&shared).is_none() {
-                _ = self.fetch(&shared, &mut failures);
-            }
+            _ = provide(&hexadecimal(&shared.build_id));
         }
+        self.make_room();
         Result {
             build_id,
             outcome: match found {
@@ -380,7 +395,7 @@ impl Client {
 /// The image of a file, if it is debug information with this build id.
 fn checked(file: &File, build_id: &str) -> std::result::Result<ElfImage, String> {
     let bytes = file_map::map(file).map_err(|error| error.to_string())?;
-    let image = ElfImage::parse(&bytes).map_err(|_| "what it sent is no ELF file")?;
+    let image = ElfImage::headers(&bytes).map_err(|_| "what it sent is no ELF file")?;
     match image.build_id.as_deref().map(hexadecimal) {
         Some(id) if id == build_id => Ok(image),
         _ => Err("what it sent belongs to another file".to_owned()),
@@ -407,4 +422,41 @@ fn names(directory: &OwnedFd) -> Vec<String> {
     let names = entries.flatten();
     let names = names.filter_map(|entry| entry.file_name().to_str().map(str::to_owned).ok());
     names.filter(|name| !name.starts_with('.')).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fetcher whose thread has ended.
+    fn without_thread() -> Fetcher {
+        let (directory, (jobs, _), (_, results)) = (
+            File::open("/").unwrap().into(),
+            mpsc::channel(),
+            mpsc::channel(),
+        );
+        Fetcher {
+            jobs,
+            results,
+            directory: Arc::new(directory),
+            wanted: HashMap::new(),
+            pending: 0,
+        }
+    }
+
+    #[test]
+    fn a_thread_that_failed_is_not_waited_for_and_not_kept_secret() {
+        let looks: [fn(&mut Fetcher) -> Arrived; 2] =
+            [Fetcher::arrived, |it| it.wait(Duration::from_secs(60))];
+        for look in looks {
+            let mut fetcher = without_thread();
+            assert_eq!(look(&mut fetcher), Arrived::default(), "nothing is missed");
+            fetcher.want("0123456789", FileNumber(1));
+            let [failure] = &look(&mut fetcher).failures[..] else {
+                panic!("it is not said");
+            };
+            assert!(failure.contains("has failed"), "{failure}");
+            assert_eq!(look(&mut fetcher), Arrived::default(), "said once");
+        }
+    }
 }

@@ -24,12 +24,18 @@ pub fn demangle(name: &str) -> String {
         }
     } else if name.starts_with("_Z")
         && let Ok((symbol, tail)) = BorrowedSymbol::with_tail(name.as_bytes())
-        && symbol
-            .structured_demangle(&mut text, &options(name))
-            .is_ok()
     {
-        // What follows tells parts of a function apart (`.cold`, `.part.0`).
-        if write!(text, "{}", String::from_utf8_lossy(tail)).is_ok() {
+        // What follows tells parts of a function apart (`.cold`, `.part.0`). If it is
+        // anything else, only the name itself was understood.
+        let is_whole = tail.is_empty() || tail.starts_with(b".");
+        let (options, tail) = if is_whole {
+            (options(name), tail)
+        } else {
+            (options(name).no_params().no_return_type(), &b""[..])
+        };
+        if symbol.structured_demangle(&mut text, &options).is_ok()
+            && write!(text, "{}", String::from_utf8_lossy(tail)).is_ok()
+        {
             return text.0;
         }
     }
@@ -120,6 +126,14 @@ mod tests {
         assert_eq!(demangle("@strange"), "@strange");
         let constructor = demangle("_ZNSt10_Head_baseILm0EOiLb0EEC2IiEEOT_");
         assert!(!constructor.contains('('), "{constructor}");
+    }
+
+    /// cpp_demangle 0.5.1 does not know `!` among the arguments of a template.
+    #[test]
+    fn of_a_result_that_is_not_understood_nothing_is_shown() {
+        let name = "_ZSt11make_sharedIiJiEESt10shared_ptrINSt9enable_ifIXntsrSt8is_arrayIT_E5value\
+                    ESC_E4typeEEDpOT0_";
+        assert_eq!(demangle(name), "std::make_shared<int, int>");
     }
 
     #[test]

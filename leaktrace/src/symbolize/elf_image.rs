@@ -73,12 +73,30 @@ struct Segment {
 }
 
 impl ElfImage {
-    /// Reads the headers of an ELF file.
+    /// Reads the headers of an ELF file and those of its debug information's units.
     ///
     /// # Errors
     /// When the bytes are no ELF file, or their headers contradict each other.
     pub fn parse(bytes: &[u8]) -> object::Result<Self> {
         let file = object::File::parse(bytes)?;
+        let (debug, is_split) = debug_size(&file);
+        Ok(Self {
+            debug,
+            is_split,
+            ..Self::without_debug(&file)
+        })
+    }
+
+    /// Reads the headers of an ELF file alone: however large it is, no more than a few
+    /// pages. As if it had no debug information.
+    ///
+    /// # Errors
+    /// As with [`Self::parse`].
+    pub fn headers(bytes: &[u8]) -> object::Result<Self> {
+        Ok(Self::without_debug(&object::File::parse(bytes)?))
+    }
+
+    fn without_debug(file: &object::File) -> Self {
         let mut segments: Vec<Segment> = file
             .segments()
             .map(|segment| {
@@ -95,8 +113,7 @@ impl ElfImage {
             .collect();
         // Where two segments share a page of the file, it's the code that runs.
         segments.sort_by_key(|segment| !segment.executable);
-        let (debug, is_split) = debug_size(&file);
-        Ok(Self {
+        Self {
             segments,
             entry: file.entry(),
             build_id: file.build_id().ok().flatten().map(<[u8]>::to_vec),
@@ -113,9 +130,9 @@ impl ElfImage {
                     path: OsStr::from_bytes(path).into(),
                     build_id: build_id.to_vec(),
                 }),
-            debug,
-            is_split,
-        })
+            debug: DebugSize::default(),
+            is_split: false,
+        }
     }
 
     /// The address that symbols and debug information use for a byte of the
@@ -262,5 +279,20 @@ mod tests {
         assert!(ElfImage::parse(b"").is_err());
         assert!(ElfImage::parse(b"\x7fELF").is_err());
         assert!(ElfImage::parse(&[0xff; 4096]).is_err());
+    }
+
+    #[test]
+    fn headers_say_the_same_but_for_debug_information() {
+        let bytes = std::fs::read("/proc/self/exe").unwrap();
+        let whole = ElfImage::parse(&bytes).unwrap();
+        let headers = ElfImage::headers(&bytes).unwrap();
+        assert!(whole.has_debug_info() && !headers.has_debug_info());
+        let alike = ElfImage {
+            debug: whole.debug,
+            is_split: whole.is_split,
+            ..headers
+        };
+        assert_eq!(alike, whole);
+        assert!(ElfImage::headers(b"\x7fELF").is_err());
     }
 }

@@ -22,6 +22,13 @@ pub fn available_memory() -> io::Result<u64> {
     Ok(room.map_or(machine, |room| room.min(machine)))
 }
 
+/// All memory of the machine, bytes.
+#[must_use]
+pub fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram as u64 * u64::from(info.mem_unit)
+}
+
 /// `MemAvailable` of the text of `/proc/meminfo`, bytes.
 fn parse_available(meminfo: &str) -> Option<u64> {
     parse_field(meminfo, "MemAvailable")
@@ -60,8 +67,7 @@ mod tests {
     #[test]
     fn this_machine_has_some_and_not_more_than_all() {
         let available = available_memory().unwrap();
-        let info = rustix::system::sysinfo();
         assert!(available > 0);
-        assert!(available <= info.totalram as u64 * u64::from(info.mem_unit));
+        assert!(available <= machine_memory());
     }
 }

@@ -5,15 +5,14 @@ use std::{
     collections::HashMap,
     fs::File,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use leaktrace_common::stack::FrameWord;
 
 use super::{
-    mapped_file::MappedFile,
-    mapping::{Device, Mapping},
+    mapped_file::{FileIdentity, MappedFile},
+    mapping::{Mapping, ShownFile},
     vdso,
 };
 
@@ -55,15 +54,7 @@ const MOST_VERSIONS: usize = 16;
 #[derive(Debug, Default)]
 pub struct CodeFiles {
     files: Vec<CodeFile>,
-    numbers: HashMap<FileKey, FileNumber>,
-}
-
-/// What makes two mappings' files the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct FileKey {
-    device: Device,
-    inode: u64,
-    path: PathBuf,
+    numbers: HashMap<ShownFile, FileNumber>,
 }
 
 impl FileNumber {
@@ -104,6 +95,15 @@ impl Image {
         }
     }
 
+    /// Which file it is; `None` for one of leaktrace's own.
+    #[must_use]
+    pub fn identity(&self) -> Option<FileIdentity> {
+        match self {
+            Self::Mapped(mapped) => Some(mapped.identity()),
+            Self::Own(_) => None,
+        }
+    }
+
     fn version(&self) -> Option<Version> {
         let metadata = self.file().metadata().ok()?;
         Some((metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
@@ -136,80 +136,70 @@ impl CodeFiles {
                 .find(|file| mapping.is_file() && file.backs(mapping))?;
             Some(Image::Mapped(Arc::clone(backing)))
         };
-        let key = FileKey {
-            device: mapping.device,
-            inode: mapping.inode,
-            path: mapping.path.clone(),
-        };
-        self.number_of(key, opened)
+        self.number_of(mapping.shown_file(), opened)
     }
 
     /// The number of a file that nothing may map yet, under the path that mappings
     /// of it will show.
     pub fn number_expected(&mut self, file: &Arc<MappedFile>) -> FileNumber {
-        let key = FileKey {
-            device: file.device(),
-            inode: file.inode(),
-            path: file.real_path(),
-        };
-        self.number_of(key, || Some(Image::Mapped(Arc::clone(file))))
+        let opened = || Some(Image::Mapped(Arc::clone(file)));
+        self.number_of(file.shown().clone(), opened)
     }
 
-    fn number_of(&mut self, key: FileKey, opened: impl FnOnce() -> Option<Image>) -> FileNumber {
-        if let Some(number) = self.numbers.get(&key) {
-            // It may be that only now it could be opened.
-            let Some(file) = number.index().and_then(|index| self.files.get_mut(index)) else {
-                return *number;
-            };
-            if file.image.is_none() {
-                file.image = opened();
-                file.version = file.image.as_ref().and_then(Image::version);
+    fn number_of(&mut self, shown: ShownFile, opened: impl Fn() -> Option<Image>) -> FileNumber {
+        let number = match self.numbers.get(&shown) {
+            Some(number) => *number,
+            None => {
+                let image = opened();
+                let Some(number) = self.same(image.as_ref()) else {
+                    return self.add(shown, image);
+                };
+                self.numbers.insert(shown.clone(), number);
+                number
             }
-            if file.image.as_ref().and_then(Image::version) == file.version {
-                return *number;
-            }
-            // Stacks that were seen through it may have gone by either.
-            file.is_doubtful = true;
-            let image = file.image.clone();
-            let versions = self.files.iter().filter(|it| *it.path == *key.path);
-            if versions.count() >= MOST_VERSIONS {
-                return *number;
-            }
-            return self.add(key, image);
+        };
+        let Some(file) = number.index().and_then(|index| self.files.get_mut(index)) else {
+            return number;
+        };
+        // It may be that only now it could be opened.
+        if file.image.is_none() {
+            file.image = opened();
+            file.version = file.image.as_ref().and_then(Image::version);
         }
-        let image = opened();
-        if let Some(number) = self.same(&key.path, image.as_ref()) {
-            self.numbers.insert(key, number);
+        if file.image.as_ref().and_then(Image::version) == file.version {
             return number;
         }
-        self.add(key, image)
+        // Stacks that were seen through it may have gone by either.
+        file.is_doubtful = true;
+        let image = file.image.clone();
+        let versions = self.files.iter().filter(|it| *it.path == *shown.path);
+        if versions.count() >= MOST_VERSIONS {
+            return number;
+        }
+        self.add(shown, image)
     }
 
     /// Gives a file a number of its own.
-    fn add(&mut self, key: FileKey, image: Option<Image>) -> FileNumber {
+    fn add(&mut self, shown: ShownFile, image: Option<Image>) -> FileNumber {
         let Ok(number) = u16::try_from(self.files.len() + 1) else {
             return FileNumber::NONE;
         };
-        let path = key.path.to_string_lossy();
+        let path = shown.path.to_string_lossy();
         self.files.push(CodeFile::new(path.into(), image));
-        self.numbers.insert(key, FileNumber(number));
+        self.numbers.insert(shown, FileNumber(number));
         FileNumber(number)
     }
 
-    /// A file that is known by what `stat` says of it: on btrfs and overlayfs a
-    /// mapping shows something else, and the file may be known from before it was
-    /// mapped.
-    fn same(&self, path: &Path, image: Option<&Image>) -> Option<FileNumber> {
-        let identity = |image: &Image| {
-            let metadata = image.file().metadata().ok()?;
-            Some((metadata.dev(), metadata.ino()))
-        };
-        let wanted = identity(image?)?;
-        let mut files = self.iter();
-        let found = files.find(|(_, file)| {
-            Path::new(&*file.path) == path && file.image.as_ref().and_then(identity) == Some(wanted)
-        });
-        found.map(|(number, _)| number)
+    /// The last version of this file, if it is known by another path, from before it was
+    /// renamed, or from before it was mapped: on btrfs and overlayfs mappings show
+    /// another device then.
+    fn same(&self, image: Option<&Image>) -> Option<FileNumber> {
+        let wanted = image?.identity()?;
+        let identity = |file: &CodeFile| file.image.as_ref().and_then(Image::identity);
+        let same = self
+            .iter()
+            .filter(|(_, file)| identity(file) == Some(wanted));
+        same.last().map(|(number, _)| number)
     }
 
     /// One file, without a mapping.
@@ -249,10 +239,27 @@ fn fits(mapping: &Mapping) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::{super::mapping::parse, *};
 
     fn mapping(line: &str) -> Mapping {
         parse(line.as_bytes()).remove(0)
+    }
+
+    /// A mapping of this file.
+    fn mapping_of(file: &MappedFile) -> Mapping {
+        let shown = file.shown();
+        Mapping {
+            device: shown.device,
+            inode: shown.inode,
+            path: shown.path.clone(),
+            ..mapping("1000-2000 r-xp 0 0:0 0")
+        }
+    }
+
+    fn opened(path: &Path) -> Arc<MappedFile> {
+        Arc::new(MappedFile::open_path(path).unwrap())
     }
 
     #[test]
@@ -308,16 +315,49 @@ mod tests {
         let file = Arc::new(MappedFile::open_path(&link).unwrap());
         let mut files = CodeFiles::default();
         let number = files.number_expected(&file);
-        let Device { major, minor } = file.device();
-        let (inode, path) = (file.inode(), path.canonicalize().unwrap());
-        let line = format!(
-            "1000-2000 r-xp 0 {major:x}:{minor:x} {inode} {}",
-            path.display()
-        );
-        assert_eq!(files.number(&mapping(&line), &[]), number);
+        assert_eq!(files.number(&mapping_of(&file), &[]), number);
         assert!(!files.get(number).unwrap().is_doubtful);
         files.doubt(number);
         assert!(files.get(number).unwrap().is_doubtful);
+    }
+
+    #[test]
+    fn a_renamed_file_keeps_its_number_in_every_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let [first, second, third] = ["1", "2", "3"].map(|name| directory.path().join(name));
+        std::fs::write(&first, "text").unwrap();
+        let mut files = CodeFiles::default();
+        let number = files.number_expected(&opened(&first));
+        std::fs::rename(&first, &second).unwrap();
+        let renamed = opened(&second);
+        let mapping = mapping_of(&renamed);
+        let renamed = std::slice::from_ref(&renamed);
+        assert_eq!(files.number(&mapping, renamed), number);
+        assert!(!files.get(number).unwrap().is_doubtful);
+        std::fs::write(&second, "another").unwrap();
+        let changed = files.number(&mapping, renamed);
+        assert_ne!(changed, number);
+        std::fs::rename(&second, &third).unwrap();
+        let again = opened(&third);
+        assert_eq!(files.number(&mapping_of(&again), &[again]), changed);
+        assert!(!files.get(changed).unwrap().is_doubtful);
+    }
+
+    #[test]
+    fn files_are_told_apart_although_mappings_show_one_inode() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            opened(&path)
+        });
+        // As in two subvolumes.
+        let mut second = mapping_of(&one);
+        second.path.clone_from(&two.shown().path);
+        assert!(!one.backs(&second));
+        let mut files = CodeFiles::default();
+        let number = files.number(&mapping_of(&one), std::slice::from_ref(&one));
+        assert_ne!(files.number(&second, &[one]), number);
     }
 
     #[test]
@@ -347,14 +387,7 @@ mod tests {
     fn a_file_may_be_opened_later_than_it_was_met() {
         let temporary = tempfile::NamedTempFile::new().unwrap();
         let file = Arc::new(MappedFile::open_path(temporary.path()).unwrap());
-        let device = file.device();
-        let mapped = mapping(&format!(
-            "1000-2000 r-xp 0 {:x}:{:x} {} {}",
-            device.major,
-            device.minor,
-            file.inode(),
-            temporary.path().display()
-        ));
+        let mapped = mapping_of(&file);
         let mut files = CodeFiles::default();
         let number = files.number(&mapped, &[]);
         assert!(files.get(number).unwrap().image.is_none());

@@ -3,7 +3,7 @@
 //! also when the file is deleted, replaced, or in another mount namespace.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io,
     os::{
@@ -19,7 +19,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
 use super::{
     Process,
-    mapping::{Device, Mapping},
+    mapping::{Device, Mapping, ShownFile},
 };
 use crate::file_map;
 
@@ -28,10 +28,15 @@ use crate::file_map;
 pub struct MappedFile {
     file: File,
     path: PathBuf,
-    device: Device,
-    inode: u64,
+    shown: ShownFile,
+    identity: FileIdentity,
     deleted: bool,
 }
+
+/// Device and inode of an open file by `stat`: no two files that are open have the
+/// same, whatever their mappings show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileIdentity(u64, u64);
 
 /// A file that could not be opened: its code has no symbols and no probes.
 #[derive(Debug, thiserror::Error)]
@@ -58,11 +63,17 @@ impl MappedFile {
     pub fn open_path(path: &Path) -> io::Result<Self> {
         let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         let metadata = File::from(found.try_clone()?).metadata()?;
+        let file = reopen_regular(&found, &metadata)?;
+        let real_path = fs::read_link(descriptor_path(&file));
         Ok(Self {
-            file: reopen_regular(&found, &metadata)?,
+            file,
             path: path.to_path_buf(),
-            device: device_of(&metadata),
-            inode: metadata.ino(),
+            shown: ShownFile {
+                device: device_of(&metadata),
+                inode: metadata.ino(),
+                path: real_path.unwrap_or_else(|_| path.to_path_buf()),
+            },
+            identity: identity_of(&metadata),
             deleted: false,
         })
     }
@@ -85,17 +96,17 @@ impl MappedFile {
         });
         let file =
             opened.or_else(|error| open_by_path(process, root, mapping).map_err(|_| error))?;
-        Ok(Self::new(file, mapping))
+        Self::new(file, mapping)
     }
 
-    fn new(file: File, mapping: &Mapping) -> Self {
-        Self {
+    fn new(file: File, mapping: &Mapping) -> io::Result<Self> {
+        Ok(Self {
+            identity: identity_of(&file.metadata()?),
             file,
             path: mapping.path.clone(),
-            device: mapping.device,
-            inode: mapping.inode,
+            shown: mapping.shown_file(),
             deleted: mapping.deleted,
-        }
+        })
     }
 
     /// The file, to be read at explicit offsets: its position is shared.
@@ -114,26 +125,19 @@ impl MappedFile {
     /// for the kernel's probes and for libraries that take paths.
     #[must_use]
     pub fn descriptor_path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+        descriptor_path(&self.file)
     }
 
-    /// Its path without symbolic links, as leaktrace sees it; [`Self::path`] when
-    /// `/proc` does not tell.
+    /// What mappings of it show; as far as can be told, when nothing maps it yet.
     #[must_use]
-    pub fn real_path(&self) -> PathBuf {
-        fs::read_link(self.descriptor_path()).unwrap_or_else(|_| self.path.clone())
+    pub fn shown(&self) -> &ShownFile {
+        &self.shown
     }
 
-    /// The device as `/proc/PID/maps` shows it.
+    /// Which file this is.
     #[must_use]
-    pub fn device(&self) -> Device {
-        self.device
-    }
-
-    /// The inode as `/proc/PID/maps` shows it.
-    #[must_use]
-    pub fn inode(&self) -> u64 {
-        self.inode
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
     }
 
     /// Its path leads to another file now, or nowhere.
@@ -145,7 +149,8 @@ impl MappedFile {
     /// Whether this is the file behind a mapping.
     #[must_use]
     pub fn backs(&self, mapping: &Mapping) -> bool {
-        (self.device, self.inode) == (mapping.device, mapping.inode)
+        (self.shown.device, self.shown.inode) == (mapping.device, mapping.inode)
+            && self.shown.path == mapping.path
     }
 
     /// Maps the whole file for reading, as [`file_map::map`].
@@ -157,27 +162,33 @@ impl MappedFile {
     }
 }
 
-/// Opens every file that is mapped for execution, once, in order of address;
-/// together with those that could not be opened.
+fn descriptor_path(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
+}
+
+/// Opens every file that is mapped for execution, once, whatever paths it has, in
+/// order of address; together with those that could not be opened.
 #[must_use]
 pub fn open_executable_files(
     process: &Process,
     mappings: &[Mapping],
 ) -> (Vec<Arc<MappedFile>>, Vec<OpenProblem>) {
-    let mut by_file: HashMap<(Device, u64), Vec<&Mapping>> = HashMap::new();
+    let mut by_file: HashMap<ShownFile, Vec<&Mapping>> = HashMap::new();
     let mut order = Vec::new();
     for mapping in mappings.iter().filter(|m| m.executable && m.is_file()) {
-        let same = by_file.entry((mapping.device, mapping.inode)).or_default();
+        let same = by_file.entry(mapping.shown_file()).or_default();
         if same.is_empty() {
-            order.push((mapping.device, mapping.inode));
+            order.push(mapping.shown_file());
         }
         same.push(mapping);
     }
     let (mut files, mut problems) = (Vec::new(), Vec::new());
-    for key in order {
-        let same = &by_file[&key];
-        match open(process, same) {
-            Ok(file) => files.push(Arc::new(MappedFile::new(file, same[0]))),
+    let mut opened = HashSet::new();
+    for shown in order {
+        let same = &by_file[&shown];
+        match open(process, same).and_then(|file| MappedFile::new(file, same[0])) {
+            Ok(file) if !opened.insert(file.identity()) => {}
+            Ok(file) => files.push(Arc::new(file)),
             Err(source) => problems.push(OpenProblem {
                 path: same[0].path.clone(),
                 pid: process.pid(),
@@ -303,6 +314,10 @@ fn open_below(root: BorrowedFd<'_>, mapping: &Mapping) -> io::Result<File> {
 const OVERLAYFS: rustix::fs::FsWord = 0x794c_7630;
 /// `BTRFS_SUPER_MAGIC` of `linux/magic.h`.
 const BTRFS: rustix::fs::FsWord = 0x9123_683e;
+
+fn identity_of(metadata: &fs::Metadata) -> FileIdentity {
+    FileIdentity(metadata.dev(), metadata.ino())
+}
 
 fn device_of(metadata: &fs::Metadata) -> Device {
     let device = metadata.dev();
@@ -461,11 +476,17 @@ mod tests {
         let file = MappedFile::open_path(&link).unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!(file.path(), link);
-        assert_eq!(file.inode(), metadata.ino());
+        let ShownFile {
+            device,
+            inode,
+            path: real_path,
+        } = file.shown();
+        assert_eq!(*inode, metadata.ino());
         assert_eq!(
-            rustix::fs::makedev(file.device().major, file.device().minor),
+            rustix::fs::makedev(device.major, device.minor),
             metadata.dev()
         );
+        assert_eq!(*real_path, path.canonicalize().unwrap());
         assert_eq!(fs::read(file.descriptor_path()).unwrap(), b"content");
 
         let missing = MappedFile::open_path(&directory.path().join("missing"));

@@ -32,6 +32,19 @@ pub struct Mapping {
     pub deleted: bool,
 }
 
+/// What a mapping tells of its file. Two files of btrfs may have everything but
+/// the path in common, and one file has another path when it is renamed:
+/// [`FileIdentity`](super::mapped_file::FileIdentity) tells them apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ShownFile {
+    /// See [`Mapping::device`].
+    pub device: Device,
+    /// See [`Mapping::inode`].
+    pub inode: u64,
+    /// See [`Mapping::path`].
+    pub path: PathBuf,
+}
+
 /// Device number of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Device {
@@ -47,6 +60,16 @@ impl Mapping {
     #[must_use]
     pub fn is_file(&self) -> bool {
         self.inode != 0 && self.path.as_os_str().as_bytes().starts_with(b"/")
+    }
+
+    /// What it tells of its file.
+    #[must_use]
+    pub fn shown_file(&self) -> ShownFile {
+        ShownFile {
+            device: self.device,
+            inode: self.inode,
+            path: self.path.clone(),
+        }
     }
 
     /// Whether it is the special mapping of this name, with its brackets.

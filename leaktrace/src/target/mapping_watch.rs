@@ -12,7 +12,7 @@ use super::{
     Process,
     code_mappings::CodeMappings,
     mapped_file::{self, MappedFile},
-    mapping::{self, Device, Mapping},
+    mapping::{self, Mapping, ShownFile},
     mapping_events::MappingEvents,
 };
 
@@ -22,8 +22,9 @@ use super::{
 pub struct MappingWatch {
     source: Source,
     code: CodeMappings,
-    files: HashMap<(Device, u64), Arc<MappedFile>>,
-    /// The executable mappings as they were just read; `None` when they could not be.
+    files: HashMap<ShownFile, Arc<MappedFile>>,
+    /// The mappings of code and files as they were just read; `None` when they could
+    /// not be.
     now: Option<Vec<Mapping>>,
     /// The process's root directory when it was last seen.
     root: Option<OwnedFd>,
@@ -116,21 +117,22 @@ impl MappingWatch {
             && !now.is_empty()
         {
             self.code.settle(&now);
-            self.now = Some(now.iter().filter(|one| one.executable).cloned().collect());
+            let kept = now.iter().filter(|one| one.executable || one.is_file());
+            self.now = Some(kept.cloned().collect());
             let unopened: Vec<Mapping> = now
                 .into_iter()
-                .filter(|mapping| !self.files.contains_key(&key(mapping)))
+                .filter(|mapping| !self.files.contains_key(&mapping.shown_file()))
                 .collect();
             let (opened, _) = mapped_file::open_executable_files(process, &unopened);
             for file in opened {
-                self.files.insert((file.device(), file.inode()), file);
+                self.files.insert(file.shown().clone(), file);
             }
             self.open_files(process);
         }
         let mappings: Vec<Mapping> = self.code.iter().cloned().collect();
         let mut files: Vec<Arc<MappedFile>> = Vec::new();
         for mapping in mappings.iter().filter(|mapping| mapping.is_file()) {
-            if let Some(file) = self.files.get(&key(mapping))
+            if let Some(file) = self.files.get(&mapping.shown_file())
                 && !files.iter().any(|other| Arc::ptr_eq(other, file))
             {
                 files.push(Arc::clone(file));
@@ -140,7 +142,7 @@ impl MappingWatch {
     }
 
     /// As [`Self::current`], but only those that the process has: what it had
-    /// before is over. `None` when they can't be read: it has ended, mostly.
+    /// before is over; with what else it maps of files. `None` when they can't be read: it has ended, mostly.
     pub fn mapped_now(
         &mut self,
         process: &Process,
@@ -183,26 +185,22 @@ impl MappingWatch {
         let root = self.root.as_ref().map(OwnedFd::as_fd);
         let mut files = HashMap::with_capacity(self.files.len());
         for mapping in self.code.iter().filter(|mapping| mapping.is_file()) {
-            let key = key(mapping);
-            if files.contains_key(&key) {
+            let shown = mapping.shown_file();
+            if files.contains_key(&shown) {
                 continue;
             }
-            let opened = self.files.remove(&key).or_else(|| {
+            let opened = self.files.remove(&shown).or_else(|| {
                 // Without symbols, then: the next look tries again.
                 MappedFile::open_mapping(process, root, mapping)
                     .ok()
                     .map(Arc::new)
             });
             if let Some(file) = opened {
-                files.insert(key, file);
+                files.insert(shown, file);
             }
         }
         self.files = files;
     }
-}
-
-fn key(mapping: &Mapping) -> (Device, u64) {
-    (mapping.device, mapping.inode)
 }
 
 #[cfg(test)]

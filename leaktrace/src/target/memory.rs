@@ -134,12 +134,20 @@ mod tests {
             (version_2, "memory.max")
         };
         if fs::create_dir(&path).is_err() {
-            eprintln!("not run: may not create a cgroup here");
+            crate::testing::not_run(
+                module_path!(),
+                "the_cgroup_s_use_and_limit_are_the_kernel_s",
+                "may not create a cgroup here",
+            );
             return;
         }
         let cgroup = Cgroup(path);
         if fs::write(cgroup.0.join(limit_file), LIMIT.to_string()).is_err() {
-            eprintln!("not run: the memory controller is not available here");
+            crate::testing::not_run(
+                module_path!(),
+                "the_cgroup_s_use_and_limit_are_the_kernel_s",
+                "the memory controller is not available here",
+            );
             return;
         }
         let child = sleep();

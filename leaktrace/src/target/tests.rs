@@ -62,7 +62,11 @@ fn a_kernel_thread_is_refused() {
         .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok())
         .find_map(|pid| Some((pid, read_stat(pid).ok().filter(Stat::is_kernel_thread)?)));
     let Some((pid, stat)) = kernel_thread else {
-        eprintln!("not run: this pid namespace has no kernel threads");
+        crate::testing::not_run(
+            module_path!(),
+            "a_kernel_thread_is_refused",
+            "this pid namespace has no kernel threads",
+        );
         return;
     };
     assert_eq!(
@@ -161,7 +165,11 @@ fn a_32_bit_process_is_refused() {
         .as_ref()
         .is_err_and(|error| error.raw_os_error() == Some(libc::ENOEXEC))
     {
-        eprintln!("not run: this kernel does not run 32-bit programs");
+        crate::testing::not_run(
+            module_path!(),
+            "a_32_bit_process_is_refused",
+            "this kernel does not run 32-bit programs",
+        );
         return;
     }
     let child = Running(spawned.unwrap());
@@ -187,7 +195,11 @@ fn elf_classes_are_told_apart() {
 #[test]
 fn another_user_s_process_is_refused_with_the_command_that_would_do() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("not run: needs root, to become another user than the target's");
+        crate::testing::not_run(
+            module_path!(),
+            "another_user_s_process_is_refused_with_the_command_that_would_do",
+            "needs root, to become another user than the target's",
+        );
         return;
     }
     let child = sleep();
@@ -213,7 +225,11 @@ fn another_user_s_process_is_refused_with_the_command_that_would_do() {
 #[test]
 fn root_without_the_capability_is_told_which_one() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("not run: needs root");
+        crate::testing::not_run(
+            module_path!(),
+            "root_without_the_capability_is_told_which_one",
+            "needs root",
+        );
         return;
     }
     // Another user's, so that the capability is needed.
@@ -260,7 +276,11 @@ fn a_process_whose_main_thread_has_ended_is_no_zombie() {
     {
         Ok(status) => assert!(status.success()),
         Err(error) => {
-            eprintln!("not run: no gcc ({error})");
+            crate::testing::not_run(
+                module_path!(),
+                "a_process_whose_main_thread_has_ended_is_no_zombie",
+                &format!("no gcc ({error})"),
+            );
             return;
         }
     }

@@ -51,8 +51,10 @@ const MOST_CELLS: usize = 40;
 const MOST_AGED: usize = 24;
 /// The width of a cell at first.
 const FIRST_WIDTH_MS: u64 = 1000;
-/// A width of 2^22 s, two months a cell, is never exceeded.
-const MOST_SHIFT: u8 = 22;
+/// No time is later: 35 years.
+const LATEST_MS: u64 = 1 << 40;
+/// Cells of two years hold that.
+const MOST_SHIFT: u8 = 26;
 /// Between two looks more time than this passed, and ten times the usual: a pause.
 const PAUSE_MS: u64 = 15_000;
 /// More pauses than this are remembered as one.
@@ -87,6 +89,11 @@ struct Seen {
     integral: f64,
     /// Usual time between two looks.
     usual_ms: u64,
+    /// How often `held` moved from one look to the next, and how often the other
+    /// way than before.
+    moves: u32,
+    turns: u32,
+    falling: bool,
 }
 
 /// From this time lived on, time lived is the trace's less a constant.
@@ -148,6 +155,12 @@ impl History {
         seen.last = sample;
         if sample.held != last.held {
             seen.changed_ms = lived_ms;
+            let falling = sample.held < last.held;
+            seen.moves = seen.moves.saturating_add(1);
+            seen.turns = seen
+                .turns
+                .saturating_add(u32::from(falling != seen.falling));
+            seen.falling = falling;
         }
         if jumped {
             self.anchor(lived_ms, millis(sample.at));
@@ -155,7 +168,10 @@ impl History {
         if changed {
             self.change(last);
         }
-        if let Some(aged) = sample.aged {
+        // Of what never changed everything is as old as the trace.
+        if let Some(aged) = sample.aged
+            && !self.never_changed()
+        {
             self.look_at_ages(aged);
         }
     }
@@ -201,6 +217,13 @@ impl History {
         )
     }
 
+    /// Whether it moves up and down from look to look, in no direction for long.
+    pub(super) fn trembles(&self) -> bool {
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| seen.turns > seen.moves / 2)
+    }
+
     /// The first and the last look.
     pub(super) fn ends(&self) -> Option<(Sample, Sample)> {
         self.seen.as_ref().map(|seen| (seen.first, seen.last))
@@ -235,7 +258,6 @@ impl History {
         let width_ms = FIRST_WIDTH_MS << shift;
         let mut grid = Grid {
             width: width_ms as f64 / 1000.0,
-            last_width: (seen.lived_ms % width_ms) as f64 / 1000.0,
             cells: Vec::new(),
         };
         let mut made = seen.first.made;
@@ -271,6 +293,15 @@ impl History {
             .collect()
     }
 
+    /// The same, had nobody read the live table.
+    #[cfg(test)]
+    pub(super) fn without_ages(&self) -> Self {
+        Self {
+            aged: Vec::new(),
+            ..self.clone()
+        }
+    }
+
     fn begin(&mut self, sample: Sample) {
         self.seen = Some(Seen {
             first: sample,
@@ -280,6 +311,9 @@ impl History {
             summed_ms: 0,
             integral: 0.0,
             usual_ms: 0,
+            moves: 0,
+            turns: 0,
+            falling: false,
         });
         self.cells.push(Cell::still(0, 0.0, 0.0, sample.made));
         self.anchor(0, millis(sample.at));
@@ -403,7 +437,7 @@ impl Seen {
                 0 => passed,
                 usual => (usual * 7 + passed.min(usual * 2)).div_ceil(8),
             };
-            self.lived_ms += passed;
+            self.lived_ms = (self.lived_ms + passed).min(LATEST_MS);
             return false;
         }
         let made = self.last.made.saturating_sub(self.first.made);
@@ -415,7 +449,7 @@ impl Seen {
             let due = more as f64 / made as f64 * self.lived_ms as f64;
             (due as u64).clamp(self.usual_ms, passed)
         };
-        self.lived_ms += lived;
+        self.lived_ms = (self.lived_ms + lived).min(LATEST_MS);
         lived != passed
     }
 
@@ -505,5 +539,150 @@ fn merge_pairs(cells: &mut Vec<Cell>) {
 }
 
 fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(time.as_millis()).map_or(LATEST_MS, |millis| millis.min(LATEST_MS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(millis: u64, held: u64, made: u64) -> Sample {
+        Sample {
+            at: Duration::from_millis(millis),
+            held,
+            made,
+            gone: 0,
+            aged: None,
+        }
+    }
+
+    fn history(samples: impl IntoIterator<Item = Sample>) -> History {
+        let mut history = History::new();
+        samples.into_iter().for_each(|sample| history.push(sample));
+        history
+    }
+
+    fn size(history: &History) -> usize {
+        size_of::<History>()
+            + history.cells.capacity() * size_of::<Cell>()
+            + history.aged.capacity() * size_of::<AgedCell>()
+            + history.pauses.capacity() * size_of::<Anchor>()
+    }
+
+    #[test]
+    fn a_site_that_never_changes_is_small() {
+        let history = history((0..10_000).map(|second| Sample {
+            aged: Some(Aged {
+                held: [4096, 4096, 4096, 0],
+            }),
+            ..sample(second * 1000, 4096, 1)
+        }));
+        assert_eq!(history.cells.len(), 1);
+        assert!(size(&history) < 700, "{} bytes", size(&history));
+        assert_eq!(history.steady(), Duration::from_secs(9999));
+        assert!(history.never_changed());
+    }
+
+    #[test]
+    fn a_site_that_always_changes_is_bounded() {
+        let mut history = History::new();
+        for second in 0..100_000 {
+            history.push(Sample {
+                aged: Some(Aged { held: [second; 4] }),
+                ..sample(second * 1000, second * 77 % 1000, second)
+            });
+            assert!(history.cells.len() <= MOST_CELLS && history.aged.len() <= MOST_AGED);
+        }
+        assert!(size(&history) < 3000, "{} bytes", size(&history));
+    }
+
+    #[test]
+    fn a_change_after_hours_keeps_the_resolution_of_others() {
+        let mut samples: Vec<Sample> = (0..20).map(|s| sample(s * 1000, s + 1, s)).collect();
+        samples.extend((20..50_000).map(|s| sample(s * 1000, 20, 19)));
+        let history = history(samples);
+        assert_eq!(history.shift, 0);
+        assert_eq!(history.cells.len(), 20);
+    }
+
+    #[test]
+    fn cells_keep_lowest_highest_and_mean_when_they_widen() {
+        let held =
+            |second: u64| 1000 + second * 10 + if second.is_multiple_of(7) { 500 } else { 0 };
+        let history = history((0..=1280).map(|second| sample(second * 1000, held(second), second)));
+        let grid = history.grid(40);
+        assert_eq!(grid.width, 64.0);
+        for (index, cell) in grid.whole().iter().enumerate() {
+            let seconds = index as u64 * 64..(index as u64 + 1) * 64;
+            // What was held when the cell began belongs to it, too.
+            let before = seconds.start.saturating_sub(1);
+            let values = || (before..seconds.end).map(|second| held(second) as f64 - 1500.0);
+            assert_eq!(cell.high, values().fold(f64::NEG_INFINITY, f64::max));
+            assert_eq!(cell.low, values().fold(f64::INFINITY, f64::min));
+            let mean = seconds
+                .clone()
+                .map(|s| held(s) as f64 - 1500.0)
+                .sum::<f64>()
+                / 64.0;
+            assert!((cell.mean - mean).abs() < 20.0, "{} {mean}", cell.mean);
+        }
+    }
+
+    #[test]
+    fn the_grid_fills_what_did_not_change() {
+        let mut samples: Vec<Sample> = (0..=100).map(|s| sample(s * 1000, 10, 1)).collect();
+        samples.extend((101..=200).map(|s| sample(s * 1000, 30, 2)));
+        let grid = history(samples).grid(40);
+        let means: Vec<f64> = grid.whole().iter().map(|cell| cell.mean).collect();
+        assert!(means[..12].iter().all(|mean| *mean == 0.0), "{means:?}");
+        assert!(means[13..].iter().all(|mean| *mean == 20.0), "{means:?}");
+        let made: f64 = grid.whole().iter().map(|cell| cell.made).sum();
+        assert_eq!(made, 1.0);
+    }
+
+    #[test]
+    fn what_was_made_by_a_time_is_known_between_looks() {
+        let history = history((0..=1000).map(|second| sample(5000 + second * 1000, 1, second * 3)));
+        assert_eq!(history.made_by(Duration::from_secs(1)), 0);
+        assert_eq!(history.made_by(Duration::from_secs(5000)), 3000);
+        for second in [10, 100, 333, 777, 999] {
+            let made = history.made_by(Duration::from_secs(5 + second));
+            assert!(made.abs_diff(second * 3) <= 6, "{made} by {second}");
+        }
+    }
+
+    #[test]
+    fn it_begins_when_something_is_held() {
+        let mut samples: Vec<Sample> = (0..500).map(|second| sample(second * 1000, 0, 0)).collect();
+        samples.extend((500..=600).map(|second| sample(second * 1000, second, second)));
+        assert_eq!(history(samples).lived(), Duration::from_secs(100));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_or_stands_still_takes_no_time() {
+        let times = [10_000, 11_000, 12_000, 3000, 4000, 4000, 4000, 5000];
+        let history = history(
+            times
+                .iter()
+                .zip(1..)
+                .map(|(at, held)| sample(*at, held, held)),
+        );
+        assert_eq!(history.lived(), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_pause_counts_as_far_as_things_were_made() {
+        let before: Vec<Sample> = (0..=100)
+            .map(|s| sample(s * 1000, s + 1, (s + 1) * 10))
+            .collect();
+        let lived = |made: u64| {
+            let mut samples = before.clone();
+            samples.push(sample(4_000_000, 200, made));
+            history(samples).lived().as_secs()
+        };
+        // The machine was suspended; leaktrace was stopped for 100 s; for all of it.
+        assert_eq!(lived(1020), 101);
+        assert_eq!(lived(2010), 200);
+        assert_eq!(lived(1_000_000), 4000);
+    }
 }

@@ -104,6 +104,35 @@ impl Evaluated {
     }
 }
 
+impl Evaluated {
+    /// Adds that stacks end in the code at these file offsets, unless an entry says
+    /// something about its beginning.
+    ///
+    /// # Errors
+    /// When there is too much.
+    pub fn add_end(&mut self, start: u32, end: u32) -> Result<(), Reason> {
+        let covers = |piece: &Piece| (piece.start..piece.end).contains(&start);
+        if self.pieces.iter().any(covers) {
+            return Ok(());
+        }
+        self.begin_piece(start, end)?;
+        push(self, start, Rule::END)
+    }
+
+    fn begin_piece(&mut self, start: u32, end: u32) -> Result<(), Reason> {
+        if self.pieces.len() >= MAX_FUNCTIONS {
+            return Err(Reason::TooMuch("functions"));
+        }
+        let first_row = u32::try_from(self.rows.len()).map_err(|_| Reason::TooMuch("rows"))?;
+        self.pieces.push(Piece {
+            start,
+            end,
+            first_row,
+        });
+        Ok(())
+    }
+}
+
 /// A common entry with what its instructions lead to.
 struct Common<'a> {
     entry: CommonInformationEntry<Slice<'a>>,
@@ -184,15 +213,8 @@ impl<'s, 'a, S: UnwindSection<Slice<'a>>> Evaluation<'s, 'a, S> {
             return Ok(());
         };
         let result = &mut self.result;
-        if result.pieces.len() >= MAX_FUNCTIONS {
-            return Err(Reason::TooMuch("functions"));
-        }
+        result.begin_piece(start, end)?;
         result.functions.total += 1;
-        result.pieces.push(Piece {
-            start,
-            end,
-            first_row: u32::try_from(result.rows.len()).map_err(|_| Reason::TooMuch("rows"))?,
-        });
         let initial = self.commons.get(&entry.cie().offset());
         let Some(initial) = initial.and_then(|common| common.initial) else {
             result.functions.damaged += 1;
@@ -265,7 +287,9 @@ mod tests {
     use crate::{
         elf::running_libc,
         unwind::{
-            compile, read,
+            compile,
+            order::order,
+            read,
             tests::frames::{
                 DEF_CFA_OFFSET, OFFSET, RBP, REMEMBER, RESTORE_STATE, Section, TEXT, advance,
                 offset, restore,
@@ -314,6 +338,37 @@ mod tests {
             ..pushed
         };
         assert_eq!(rules, [entry, pushed, entry, pushed, last, Rule::GAP]);
+    }
+
+    #[test]
+    fn stacks_end_at_an_entry_of_which_nothing_else_is_known() {
+        let mut section = Section::usual();
+        section.function(TEXT, 16, &[]);
+        section.function(TEXT + 40, 16, &[]);
+        let usual = section.rules()[0].1;
+        let rules = |start, end| {
+            let mut evaluated = section.evaluate().unwrap();
+            evaluated.add_end(OFFSET + start, OFFSET + end).unwrap();
+            let rows = order(&evaluated);
+            let mut rules = rows.iter().filter(|row| row.offset >= OFFSET);
+            let mut next = || {
+                let row = rules.next()?;
+                Some((
+                    row.offset - OFFSET,
+                    evaluated.rules.all()[usize::from(row.rule)],
+                ))
+            };
+            std::iter::from_fn(&mut next).collect::<Vec<_>>()
+        };
+        let (end, gap) = (Rule::END, Rule::GAP);
+        let known = [(0, usual), (16, gap), (40, usual), (56, gap)];
+        assert_eq!(rules(8, 20), known, "something is known of its beginning");
+        let beside = [&known[..1], &[(16, end), (24, gap)], &known[2..]].concat();
+        assert_eq!(rules(16, 24), beside);
+        let between = [&known[..2], &[(20, end), (24, gap)], &known[2..]].concat();
+        assert_eq!(rules(20, 24), between);
+        let before = [&known[..1], &[(16, end)], &known[2..]].concat();
+        assert_eq!(rules(16, 50), before, "no more than up to the next entry");
     }
 
     #[test]

@@ -136,7 +136,7 @@ fn evaluate(sources: &Sources<'_>) -> Result<(Evaluated, &'static str), Reason> 
         Some(frames) => Evaluated::eh_frame(frames, &sources.texts)?,
         None => Evaluated::default(),
     };
-    let (evaluated, section) = match sources.debug_frame {
+    let (mut evaluated, section) = match sources.debug_frame {
         // For exceptions there may be an `.eh_frame` of nothing but its end.
         Some(frames) if evaluated.functions.total == 0 => (
             Evaluated::debug_frame(frames, &sources.texts)?,
@@ -146,6 +146,10 @@ fn evaluate(sources: &Sources<'_>) -> Result<(Evaluated, &'static str), Reason> 
     };
     if evaluated.functions.total == 0 {
         return Err(Reason::NoInformation);
+    }
+    let entry = sources.entry;
+    if let Some((start, end)) = entry.and_then(|(start, end)| sources.texts.offsets(start, end)) {
+        evaluated.add_end(start, end)?;
     }
     Ok((evaluated, section))
 }

@@ -14,6 +14,8 @@ const MAX_SECTION: usize = 128 << 20;
 const MAX_TEXTS: usize = 64;
 /// File offsets are kept in 32 bits.
 const MAX_OFFSET: u64 = 1 << 32;
+/// More bytes of code at an entry point than any loader has.
+const MAX_ENTRY: usize = 256;
 
 /// What a file's tables are made from.
 #[derive(Debug)]
@@ -24,6 +26,9 @@ pub struct Sources<'a> {
     pub debug_frame: Option<CallFrames<'a>>,
     /// Where the text is.
     pub texts: Texts,
+    /// Addresses, first and end, of the code where the file begins to run: nobody
+    /// has called it.
+    pub entry: Option<(u64, u64)>,
     /// Lower-case hexadecimal.
     pub build_id: Option<String>,
 }
@@ -142,8 +147,19 @@ pub fn read(bytes: &[u8]) -> Result<Sources<'_>, Reason> {
         eh_frame,
         debug_frame,
         texts,
+        entry: entry_code(&file),
         build_id: file.build_id(),
     })
+}
+
+fn entry_code(file: &ElfFile<'_>) -> Option<(u64, u64)> {
+    let start = file.entry_point()?;
+    let text = file.executable_segment(start)?;
+    let code = text
+        .bytes
+        .get(usize::try_from(start - text.address).ok()?..)?;
+    let length = arch::entry_code(&code[..code.len().min(MAX_ENTRY)]);
+    (length > 0).then_some((start, start + length as u64))
 }
 
 #[cfg(test)]
@@ -193,6 +209,25 @@ mod tests {
         for length in [0, 10, 64, 4096, bytes.len() / 2] {
             assert!(compile(&bytes[..length]).is_err(), "{length} bytes");
         }
+    }
+
+    /// A loader that needs no other file is begun by the kernel, but libraries are not.
+    #[test]
+    fn only_what_the_kernel_begins_has_code_at_its_entry() {
+        let program = std::fs::read("/proc/self/exe").unwrap();
+        let file = ElfFile::parse(&program).unwrap();
+        let (start, end) = read(&program).unwrap().entry.unwrap();
+        assert_eq!(file.entry_point(), Some(start));
+        let length = end - start;
+        assert!((5..=MAX_ENTRY as u64).contains(&length), "{length} bytes");
+        // Without the segment that names its loader it is a library.
+        let mut library = program;
+        let headers = 64..64 + 20 * 56;
+        let names_loader = headers
+            .step_by(56)
+            .find(|at| library[*at..][..4] == object::elf::PT_INTERP.to_le_bytes());
+        library[names_loader.unwrap()] = 0;
+        assert_eq!(read(&library).unwrap().entry, None);
     }
 
     #[test]

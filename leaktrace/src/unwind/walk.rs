@@ -60,7 +60,8 @@ pub fn walk(
     // returns; so what is looked up is the call. Code that was interrupted has
     // not called.
     let mut is_call = false;
-    let mut is_guessed = false;
+    // How it ends instead of well.
+    let mut doubt = None;
     for _ in 0..MAX_FRAMES {
         let looked_up = registers.ip.wrapping_sub(is_call.into());
         let mapping = mapping_of(mappings, looked_up);
@@ -70,10 +71,14 @@ pub fn walk(
         visit(Frame {
             ip: registers.ip,
             place,
-            is_guessed,
+            is_guessed: doubt == Some(StackEnd::Guessed),
         });
         let step = if is_entry {
             is_entry = false;
+            if mapping.is_none() {
+                // Its caller is known all the same, but it may be in any file.
+                doubt = Some(StackEnd::NoMapping);
+            }
             caller(&Rule::ENTRY, registers, &mut read)
         } else {
             let Some(mapping) = mapping else {
@@ -82,13 +87,13 @@ pub fn walk(
             let offset = looked_up.wrapping_sub(mapping.bias);
             let (file, rule) = tables.rule_at(mapping.file, offset);
             match rule.cfa_kind {
-                cfa::END => return ended(is_guessed, StackEnd::Complete),
+                cfa::END => return doubt.unwrap_or(StackEnd::Complete),
                 cfa::UNSUPPORTED => return StackEnd::UnsupportedRule,
                 cfa::GAP if file.flags == 0 => return StackEnd::NotReady,
                 cfa::GAP if file.flags & KEEPS_FRAME_POINTERS == 0 => return StackEnd::Gap,
-                cfa::GAP if registers.fp == 0 => return ended(is_guessed, StackEnd::Gap),
+                cfa::GAP if registers.fp == 0 => return doubt.unwrap_or(StackEnd::Gap),
                 cfa::GAP => {
-                    is_guessed = true;
+                    doubt = Some(StackEnd::Guessed);
                     caller(&Rule::FRAME_POINTER, registers, &mut read).map_err(|end| match end {
                         StackEnd::BadStackPointer => StackEnd::BadFramePointer,
                         end => end,
@@ -102,15 +107,10 @@ pub fn walk(
             Err(end) => return end,
         };
         if registers.ip == 0 {
-            return ended(is_guessed, StackEnd::ChainEnd);
+            return doubt.unwrap_or(StackEnd::ChainEnd);
         }
     }
     StackEnd::TooDeep
-}
-
-/// How a stack ended whose last frame was reached.
-fn ended(is_guessed: bool, end: StackEnd) -> StackEnd {
-    if is_guessed { StackEnd::Guessed } else { end }
 }
 
 /// The caller's registers by a rule of the kinds that lead to one, and whether
@@ -180,6 +180,7 @@ mod tests {
     struct Scene {
         rules: Vec<Rule>,
         framed: u32,
+        begins: u64,
         memory: HashMap<u64, u64>,
     }
 
@@ -188,6 +189,7 @@ mod tests {
             Self {
                 rules: rules.to_vec(),
                 framed: 0,
+                begins: code(0),
                 memory: HashMap::new(),
             }
         }
@@ -232,7 +234,7 @@ mod tests {
             };
             let mut frames = Vec::new();
             let registers = Registers {
-                ip: code(0),
+                ip: self.begins,
                 sp: STACK,
                 fp,
             };
@@ -280,6 +282,16 @@ mod tests {
         assert_eq!(frames, known(&[code(0), code(1), behind(2), code(3)]));
         assert_eq!(end, StackEnd::Complete);
         assert_eq!(scene.walk(Start::Inside, STACK + 80).1, StackEnd::Gap);
+    }
+
+    #[test]
+    fn a_function_that_is_nowhere_makes_no_complete_stack() {
+        let mut scene = Scene::new(&[Rule::END]).word(0, code(0));
+        assert_eq!(scene.walk(Start::Entry, 0).1, StackEnd::Complete);
+        scene.begins = BASE - 8;
+        let (frames, end) = scene.walk(Start::Entry, 0);
+        assert_eq!(frames, known(&[BASE - 8, code(0)]));
+        assert_eq!(end, StackEnd::NoMapping);
     }
 
     #[test]

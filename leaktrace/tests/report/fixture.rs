@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use leaktrace::model::{
     Advice, Cause, CauseKind, CompleteShare, Completeness, Edge, EndReason, FeatureInfo, Forecast,
-    Frame, FrameKind, Glance, Limit, LimitKind, MemorySample, Movement, ProcessInfo, Quantity,
-    Rate, Report, RssGrowth, SelfCheck, Site, SortKey, Sums, TraceInfo, Trend, Verdict, WatchEnd,
-    WatchReport, WatchedFileInfo, WhyNot, Without,
+    Frame, FrameKind, Glance, Limit, LimitKind, MemorySample, Movement, ProcessInfo, ProcessTrends,
+    Quantity, Rate, Report, RssGrowth, SelfCheck, Site, SortKey, Sums, Survival, TraceInfo, Trend,
+    Verdict, VerdictSums, WatchEnd, WatchReport, WatchedFileInfo, WhyNot, Without,
 };
 use leaktrace_common::{
     counter::{Counter, CounterBlock},
@@ -77,10 +77,46 @@ pub fn site(id: u64, allocated: (u64, u64), freed: (u64, u64), frames: Vec<Frame
         class: "heap",
         sums,
         growth_per_minute: sums.live_bytes() as f64,
+        trend: None,
+        survival: Vec::new(),
         oldest_age: None,
         end: Completeness::Complete,
         frames: frames.into(),
     }
+}
+
+/// How something moved in a minute, with this rate in bytes per minute.
+pub fn trend(verdict: Verdict, per_minute: f64) -> Trend {
+    Trend {
+        verdict,
+        confidence: 0.97,
+        rate: Rate {
+            per_minute,
+            low: per_minute * 0.93,
+            high: per_minute * 1.08,
+        },
+        observed: Duration::from_secs(60),
+        steady: matches!(verdict, Verdict::Flat | Verdict::OneOff)
+            .then_some(Duration::from_secs(40)),
+        period: None,
+    }
+}
+
+/// What the sites' verdicts come to.
+fn verdicts(sites: &[Site]) -> Vec<(Verdict, VerdictSums)> {
+    let mut all: Vec<(Verdict, VerdictSums)> = Vec::new();
+    for verdict in Verdict::ALL {
+        let mut sums = VerdictSums::default();
+        for site in sites.iter().filter(|site| site.verdict() == verdict) {
+            sums.sites += 1;
+            sums.live_bytes += site.sums.live_bytes();
+            sums.growth_per_minute += site.growth();
+        }
+        if sums.sites > 0 {
+            all.push((verdict, sums));
+        }
+    }
+    all
 }
 
 fn started_thread() -> [Frame; 2] {
@@ -142,7 +178,22 @@ pub fn leaking() -> Report {
         site(0xa4, (900, 4), (0, 0), vec![]),
     ];
     sites[0].oldest_age = Some(Duration::from_millis(59_400));
+    sites[0].trend = Some(trend(Verdict::Growing, 36.1 * MIB as f64));
+    sites[0].survival = vec![
+        Survival {
+            age: Duration::from_secs(1),
+            reached: 45_300,
+            of: 45_400,
+        },
+        Survival {
+            age: Duration::from_secs(10),
+            reached: 38_000,
+            of: 38_500,
+        },
+    ];
     sites[1].growth_per_minute = 0.0;
+    sites[1].trend = Some(trend(Verdict::Flat, 0.0));
+    sites[2].trend = Some(trend(Verdict::Filling, 12_000.0));
     sites[2].end = incomplete("no unwind information in libodd.so.3");
     sites[3].end = incomplete("stack not stored");
     let totals = sites.iter().fold(Sums::default(), |all, site| Sums {
@@ -178,8 +229,11 @@ pub fn leaking() -> Report {
         doubtful_stacks: 0,
     };
     report.site_count = sites.len();
+    report.verdicts = verdicts(&sites);
     report.sites = sites;
-    report.growing = vec![0, 2];
+    report.growing = vec![0];
+    report.trends.descriptors = Some(trend(Verdict::Growing, 3.04));
+    report.memory.descriptors = Some(215);
     report
 }
 
@@ -215,7 +269,7 @@ pub fn short_run() -> Report {
     let main = at("main", "/src/orderd/main.cc", 12);
     report.sites = vec![site(0xc1, (64, 1), (0, 0), vec![allocator("malloc"), main])];
     report.totals = report.sites[0].sums;
-    report.growing = vec![0];
+    report.verdicts = verdicts(&report.sites);
     report.site_count = 14;
     report.complete = CompleteShare {
         calls: Some(1.0),
@@ -246,6 +300,12 @@ pub fn healthy() -> Report {
         vec![allocator("malloc"), at("main", "/src/orderd/main.cc", 12)],
     )];
     report.sites[0].growth_per_minute = 0.0;
+    report.sites[0].trend = Some(Trend {
+        observed: Duration::from_secs(610),
+        steady: Some(Duration::from_secs(490)),
+        ..trend(Verdict::Flat, 0.0)
+    });
+    report.verdicts = verdicts(&report.sites);
     report.site_count = 1;
     report.totals = Sums {
         alloc_bytes: 800 * MIB,
@@ -337,7 +397,7 @@ pub fn bare() -> Report {
                 },
             ],
             from_start: false,
-            sort: SortKey::LiveBytes,
+            sort: SortKey::Growth,
             cost_limit: Some(0.5),
             pair_cost: Some(Duration::from_nanos(1_420)),
         },
@@ -357,6 +417,10 @@ pub fn bare() -> Report {
         self_check: SelfCheck::default(),
         sites: Vec::new(),
         growing: Vec::new(),
+        common_caller: None,
+        verdicts: Vec::new(),
+        trends: ProcessTrends::default(),
+        mark: None,
         site_count: 0,
         ages_known: false,
         notes: Vec::new(),

@@ -8,7 +8,11 @@ mod fixture;
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use leaktrace::{
-    model::{Advice, EndReason, Report, SortKey, WatchEnd, Weight},
+    alert::{Growth, GrowthTest},
+    model::{
+        Advice, CommonCaller, EndReason, Mark, MemorySample, Rate, Report, SortKey, Trend, Verdict,
+        WatchEnd, Weight,
+    },
     report::{
         export::{ExportOptions, Format},
         flamegraph, folded,
@@ -178,6 +182,10 @@ fn filters_by_age_are_named_where_their_sites_are() {
     let mut report = fixture::leaking();
     report.trace.options = vec![("min-age".to_owned(), "30s".to_owned())];
     let text = summary(&report);
+    let title = "The growing site with --min-age 30s (growth and freed are of blocks of any age):";
+    assert!(text.contains(title), "{text}");
+    report.trace.sort = SortKey::LiveBytes;
+    let text = summary(&report);
     let title = "All 4 sites with --min-age 30s, by live bytes (growth and freed are of blocks of any \
                  age):";
     assert!(text.contains(title), "{text}");
@@ -220,6 +228,49 @@ fn the_readme_explains_every_line_about_what_was_not_seen() {
 }
 
 #[test]
+fn what_growing_stacks_share_is_named() {
+    let mut report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
+    let mut common = CommonCaller {
+        function: "Session::create(User const&)".to_owned(),
+        stacks: 14,
+        growing: 14,
+        share: 1.0,
+    };
+    report.common_caller = Some(common.clone());
+    let text = summary(&report);
+    let all = "All 14 growing stacks pass through Session::create.";
+    assert!(text.contains(all), "{text}");
+    let text = table(&report, 160);
+    let all = "\n    all 14 growing stacks pass through Session::create\n";
+    assert!(text.contains(all), "{text}");
+    common.stacks = 12;
+    common.share = 0.931;
+    report.common_caller = Some(common);
+    report.site_count = 90;
+    let text = table(&report, 160);
+    let most = "; 12 of 14 growing stacks, with 93 % of the growth, pass through Session::create\n";
+    assert!(text.contains(most), "{text}");
+}
+
+#[test]
+fn after_a_mark_growth_of_rss_counts_from_there_too() {
+    let mut report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
+    report.mark = Some(Mark {
+        time: report.trace.started.clone(),
+        at: Duration::from_secs(30),
+        memory: MemorySample {
+            rss: report.memory.rss.map(|rss| rss - 20 * fixture::MIB),
+            ..report.memory
+        },
+        filters: false,
+    });
+    // The mean of 36 MiB per minute, for half a minute.
+    let text = summary(&report);
+    let share = "and makes 90 % of the growth of RSS (+18 of +20 MiB).";
+    assert!(text.contains(share), "{text}");
+}
+
+#[test]
 fn json_report() {
     let report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
     let text = serde_json::to_string_pretty(&Document::of(&report)).unwrap() + "\n";
@@ -245,7 +296,7 @@ fn folded_stacks() {
 }
 
 #[test]
-fn flamegraph_has_title_units_and_two_colours() {
+fn flamegraph_has_title_units_and_colours() {
     let svg = flamegraph::render(&fixture::leaking(), Weight::LiveBlocks).unwrap();
     let svg = String::from_utf8(svg).unwrap();
     assert!(svg.contains(">orderd (4242): 52 310 blocks held (41.2 MiB)</text>"));
@@ -270,12 +321,17 @@ fn flamegraph_has_title_units_and_two_colours() {
     assert!(svg.contains(&format!("<title>{root} (52,310 blocks, 100%)</title>")));
     assert!(svg.contains(&format!(">{root}</text>")));
     assert!(svg.contains("#search { text-anchor:end; opacity:0.8;"));
-    assert!(svg.contains("green: program, orange: allocator, grey: unknown"));
+    assert!(
+        svg.contains("green: program, yellow: standard library, orange: allocator, grey: unknown")
+    );
     assert_eq!(
         colour("malloc (libc.so.6)"),
         colour("operator new(unsigned long) (libc.so.6)")
     );
     assert_ne!(colour("malloc (libc.so.6)"), colour("Worker::run()"));
+    let standard = colour("std::make_unique");
+    assert_ne!(standard, colour("malloc (libc.so.6)"));
+    assert_ne!(standard, colour("Worker::run()"));
     assert_ne!(
         colour("[incomplete: no unwind information in libodd.so.3]"),
         colour("Worker::run()")
@@ -397,7 +453,7 @@ proptest! {
         }
         let options = SummaryOptions { width: Some(columns), colour: false, top: 10 };
         let text = summary::render(&report, &options);
-        let (sites, _) = text.split_once("\nNot").unwrap();
+        let (sites, _) = text.split_once("\nFilling").unwrap();
         for line in sites.trim_end().lines().rev().take(names.len()) {
             prop_assert!(line.width() <= columns, "{line:?}");
         }
@@ -427,4 +483,72 @@ proptest! {
         let total = format!("total_samples=\"{total}\"");
         prop_assert!(svg.contains(&total), "no line was taken for something else");
     }
+}
+
+/// A report whose sites were judged so, with rates per minute.
+fn judged(verdicts: &[(Verdict, f64)]) -> Report {
+    let mut report = fixture::leaking();
+    report.sites.truncate(verdicts.len());
+    for (site, (verdict, per_minute)) in report.sites.iter_mut().zip(verdicts) {
+        site.trend = Some(Trend {
+            verdict: *verdict,
+            confidence: 0.99,
+            rate: Rate {
+                per_minute: *per_minute,
+                low: 0.0,
+                high: per_minute * 2.0,
+            },
+            observed: report.elapsed,
+            steady: None,
+            period: None,
+        });
+    }
+    report
+}
+
+#[test]
+fn growth_is_what_is_judged_so_and_faster_than_tolerated() {
+    let found = |report: &Report, tolerated| match (GrowthTest { tolerated }).judge(report) {
+        Growth::Found(sites) => sites.iter().map(|site| site.stack_id).collect(),
+        Growth::None | Growth::TooEarly { .. } => Vec::new(),
+    };
+    let report = judged(&[
+        (Verdict::Filling, 9e9),
+        (Verdict::Growing, 1e6),
+        (Verdict::Growing, 2e6),
+    ]);
+    let ids: Vec<_> = report.sites.iter().map(|site| site.stack_id).collect();
+    assert_eq!(found(&report, None), [ids[2], ids[1]]);
+    assert_eq!(found(&report, Some(1e6)), [ids[2]]);
+    assert_eq!(found(&report, Some(2e6)), [0; 0]);
+    let bounded = judged(&[(Verdict::Flat, 0.0), (Verdict::Filling, 1e9)]);
+    let nothing = GrowthTest::default().judge(&bounded);
+    assert!(matches!(nothing, Growth::None), "{nothing:?}");
+}
+
+#[test]
+fn growth_that_can_not_be_told_yet_is_none_and_is_said() {
+    let mut report = judged(&[(Verdict::TooEarly, 1e9), (Verdict::Flat, 0.0)]);
+    report.elapsed = Duration::from_secs(12);
+    let live = report.sites[0].sums.live_bytes();
+    let expect = |report: &Report, held: u64| {
+        let growth = GrowthTest::default().judge(report);
+        let Growth::TooEarly {
+            sites: 1,
+            live_bytes,
+            traced,
+        } = growth
+        else {
+            panic!("{growth:?}")
+        };
+        assert_eq!((live_bytes, traced), (held, report.elapsed));
+    };
+    expect(&report, live);
+    // Nobody has looked.
+    report.sites[0].trend = None;
+    expect(&report, live);
+    // What is held no more is no leak.
+    report.sites[0].sums.freed_bytes = report.sites[0].sums.alloc_bytes;
+    let growth = GrowthTest::default().judge(&report);
+    assert!(matches!(growth, Growth::None), "{growth:?}");
 }

@@ -17,7 +17,7 @@ const FORCED: [&str; 2] = ["_without_", "_on_the_oldest_kernel"];
 
 /// Attaching takes seconds in a guest, so cases are left out whose point is made
 /// by another one.
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     Suite {
         program: "exactness",
         skipped: &[
@@ -66,6 +66,16 @@ const SUITES: [Suite; 9] = [
         program: "edges",
         skipped: &[],
         for_races: true,
+    },
+    Suite {
+        program: "growth",
+        skipped: &[
+            // Takes minutes, and looks at the same sums on every kernel.
+            "every_way_to_hold_memory",
+            // The same as the mark that a signal sets.
+            "warm_up",
+        ],
+        for_races: false,
     },
     Suite {
         program: "userspaces",

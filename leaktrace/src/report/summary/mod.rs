@@ -2,6 +2,7 @@
 //! stacks, and what was not seen.
 
 mod memory;
+mod next;
 mod unseen;
 mod verdict;
 
@@ -11,8 +12,9 @@ use std::{
     time::Duration,
 };
 
+use self::next::Next;
 use crate::{
-    model::{EndReason, NEGLIGIBLE_CPUS, Report, Site, SortKey},
+    model::{EndReason, NEGLIGIBLE_CPUS, Report, Site, SortKey, Verdict},
     report::{
         line::{Line, Look},
         name, quantity, stack, table,
@@ -48,12 +50,10 @@ pub fn render(report: &Report, options: &SummaryOptions) -> String {
     page.text
 }
 
-/// The lines that follow the summary on a terminal: the files written, and
-/// what to do with them, after an empty line. Empty when nothing was written.
+/// Which files were written, after an empty line; empty when none was.
 #[must_use]
-pub fn closing(written: &[PathBuf]) -> String {
+pub fn written(written: &[PathBuf]) -> String {
     let mut text = String::new();
-    let shown = |path: &Path| name::clean(&path.to_string_lossy()).into_owned();
     let Some(first) = written.first() else {
         return text;
     };
@@ -77,6 +77,18 @@ pub fn closing(written: &[PathBuf]) -> String {
     };
     text.push_str(&names.join(", "));
     text.push('\n');
+    text
+}
+
+fn shown(path: &Path) -> String {
+    name::clean(&path.to_string_lossy()).into_owned()
+}
+
+/// The lines that follow the summary on a terminal: the files written, and
+/// what to do with them, after an empty line. Empty when nothing was written.
+#[must_use]
+pub fn closing(written: &[PathBuf]) -> String {
+    let mut text = self::written(written);
     let picture = written
         .iter()
         .find(|path| path.extension().is_some_and(|e| e == "svg"));
@@ -85,6 +97,14 @@ pub fn closing(written: &[PathBuf]) -> String {
         _ = writeln!(text, "Look at it in a browser:  {}", quoted(&path));
     }
     text
+}
+
+/// The line that follows these: the next step. Empty when there is none.
+#[must_use]
+pub fn next_step(report: &Report) -> String {
+    next::next(report).map_or_else(String::new, |Next { command, why }| {
+        format!("\nNext:  {command}   ({why})\n")
+    })
 }
 
 /// The path as a shell takes it back.
@@ -243,6 +263,9 @@ fn ending(report: &Report) -> String {
         Some(EndReason::Signal(signal)) => format!(", ended by {signal}"),
         Some(EndReason::TargetExit) => format!(", until {process} exited"),
         Some(EndReason::TargetExec) => format!(", until {process} replaced itself by exec"),
+        Some(EndReason::Alert(condition)) => {
+            format!(", ended by --until-alert ({})", name::clean(condition))
+        }
         Some(EndReason::OutputClosed) => ", until nobody read the output any more".to_owned(),
         Some(EndReason::ProbesLost) => {
             ", until leaktrace's process that holds the probes was killed".to_owned()
@@ -251,8 +274,51 @@ fn ending(report: &Report) -> String {
     }
 }
 
-/// Whole stacks of the first sites, and of those that grow.
+/// Whole stacks of those that grow, or else of the first sites, and what the
+/// others come to.
 fn sites(report: &Report, page: &mut Page) {
+    if report.trace.sort == SortKey::Growth && !report.growing.is_empty() {
+        growing_sites(report, page);
+    } else {
+        first_sites(report, page);
+    }
+    page.gap();
+    verdict::others(report, page);
+}
+
+fn growing_sites(report: &Report, page: &mut Page) {
+    let all = report.growing.len();
+    let shown = all.min(page.options.top);
+    page.gap();
+    let (filter, growth) = filter_text(report);
+    let title = match (all, shown) {
+        (1, _) => "The growing site".to_owned(),
+        (all, shown) if all == shown => format!("The {all} growing sites, the fastest first"),
+        (all, 1) => format!("The fastest of {all} growing sites"),
+        (all, shown) => format!("The fastest {shown} of {all} growing sites"),
+    };
+    let title = format!("{title}{filter}{growth}:");
+    page.say(Look::Strong, title);
+    for (rank, index) in report.growing.iter().take(shown).enumerate() {
+        if let Some(site) = report.sites.get(*index) {
+            page.gap();
+            whole_site(rank + 1, site, report.elapsed, page);
+        }
+    }
+}
+
+/// The filter by age in force, and what it does not apply to.
+fn filter_text(report: &Report) -> (String, &'static str) {
+    let filter = report.age_filter();
+    let text = format!(" with {filter}");
+    match filter.as_str() {
+        "" => (filter, ""),
+        "--since mark" => (text, " (growth is of blocks of any age)"),
+        _ => (text, " (growth and freed are of blocks of any age)"),
+    }
+}
+
+fn first_sites(report: &Report, page: &mut Page) {
     let shown = table::shown_sites(report, page.options.top).len();
     if shown == 0 {
         if report.totals.live_blocks() > 0 {
@@ -267,13 +333,7 @@ fn sites(report: &Report, page: &mut Page) {
     page.gap();
     let count = quantity::count(report.site_count as u64);
     let order = order_text(report.trace.sort);
-    let (filter, growth) = match report.age_filter() {
-        none if none.is_empty() => (none, ""),
-        filter => (
-            format!(" with {filter}"),
-            " (growth and freed are of blocks of any age)",
-        ),
-    };
+    let (filter, growth) = filter_text(report);
     let title = match (report.site_count, shown) {
         (1, _) => format!("The only site{filter}{growth}:"),
         (2, 2) => format!("Both sites{filter}, by {order}{growth}:"),
@@ -292,12 +352,13 @@ fn sites(report: &Report, page: &mut Page) {
         .growing
         .iter()
         .filter(|index| **index >= shown)
+        .take(page.options.top)
         .collect();
     if rest.is_empty() {
         return;
     }
     page.gap();
-    page.say(Look::Strong, "Not among them, but growing fast:");
+    page.say(Look::Strong, "Not among them, but growing:");
     for index in rest {
         if let Some(site) = report.sites.get(*index) {
             page.gap();
@@ -327,10 +388,10 @@ const SHORT: Duration = Duration::from_secs(1);
 
 fn whole_site(rank: usize, site: &Site, elapsed: Duration, page: &mut Page) {
     let sums = &site.sums;
-    let growth = match quantity::growth(site.growth_per_minute) {
+    let growth = match quantity::growth(site.growth()) {
         _ if elapsed < SHORT => String::new(),
         none if none == "+0" => ", +0/min".to_owned(),
-        growth => format!(", {growth}"),
+        growth => format!(", {growth}{}", bounds(site)),
     };
     let mut line = Line::default();
     line.push(Look::Faint, format!("{rank:>3}  "));
@@ -345,10 +406,55 @@ fn whole_site(rank: usize, site: &Site, elapsed: Duration, page: &mut Page) {
         rest.push_str(&format!(", oldest {}", quantity::duration(age)));
     }
     line.push(Look::Plain, rest);
+    match quantity::verdict(site.trend) {
+        none if none.is_empty() => {}
+        verdict if site.verdict() == Verdict::Growing => {
+            line.push(Look::Alarm, format!(", {verdict}"));
+        }
+        verdict => line.push(Look::Plain, format!(", {verdict}")),
+    }
     page.words(line, 7);
+    if let Some(survival) = survival(site) {
+        let mut line = Line::default();
+        line.push(Look::Plain, format!("     {survival}"));
+        page.words(line, 7);
+    }
     for line in stack::whole(site, 7, page.options.width) {
         page.line(&line);
     }
+}
+
+/// ` (34.8 to 37.4)`: what the growth is with 90 % confidence, where that is worth
+/// telling.
+fn bounds(site: &Site) -> String {
+    let judged = site
+        .trend
+        .filter(|trend| trend.verdict == Verdict::Growing && trend.rate.per_minute > 0.0);
+    let Some(rate) = judged.map(|trend| trend.rate) else {
+        return String::new();
+    };
+    if rate.high - rate.low < 0.1 * rate.per_minute {
+        return String::new();
+    }
+    format!(
+        " (between {} and {})",
+        quantity::bytes(rate.low.max(0.0) as u64),
+        quantity::bytes(rate.high.max(0.0) as u64)
+    )
+}
+
+/// `of its blocks, >99 % lived 1 s, 99 % 10 s, 98 % 60 s`
+fn survival(site: &Site) -> Option<String> {
+    let mut shares = site.survival.iter().filter_map(|survival| {
+        let share = quantity::percent_whole(survival.share()?);
+        Some((share, quantity::duration(survival.age)))
+    });
+    let (share, age) = shares.next()?;
+    let others = shares.map(|(share, age)| format!(", {share} {age}"));
+    Some(format!(
+        "of its blocks, {share} lived {age}{}",
+        others.collect::<String>()
+    ))
 }
 
 #[cfg(test)]
@@ -357,8 +463,8 @@ mod tests {
 
     #[test]
     fn files_in_different_places_are_named_in_full_and_can_be_pasted() {
-        assert_eq!(closing(&[]), "");
-        assert_eq!(closing(&["a.json".into()]), "\nWritten: a.json\n");
+        assert_eq!(written(&[]), "");
+        assert_eq!(written(&["a.json".into()]), "\nWritten: a.json\n");
         assert_eq!(
             closing(&["/tmp/a.json".into(), "it's.svg".into()]),
             "\nWritten: /tmp/a.json, it's.svg\nLook at it in a browser:  'it'\\''s.svg'\n"

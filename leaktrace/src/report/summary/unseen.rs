@@ -15,7 +15,7 @@ use crate::{
 /// them.
 ///
 /// [`TraceInfo::options`]: crate::model::TraceInfo::options
-const FILTERS: [&str; 4] = ["min-size", "max-size", "min-age", "max-age"];
+const FILTERS: [&str; 5] = ["min-size", "max-size", "min-age", "max-age", "since"];
 
 /// Blocks from before, losses by reason, incomplete stacks by reason, filters.
 pub(super) fn write(report: &Report, page: &mut Page) {

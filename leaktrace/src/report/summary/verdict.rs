@@ -1,44 +1,70 @@
 //! What the report comes to, in the first sentences of the summary.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, time::Duration};
 
 use leaktrace_common::counter::Counter;
 
-use super::{Page, covered};
+use super::{Page, capital, covered};
 use crate::{
-    model::{EndReason, Report},
-    report::{growth, line::Look, name, quantity},
+    model::{EndReason, Report, Site, Trend, Verdict},
+    report::{growth, line::Look, name, quantity, table},
 };
+
+/// No verdict is given on anything that was observed for less than this.
+const EARLY: Duration = Duration::from_secs(60);
 
 /// What a tired person needs, in the first sentences.
 pub(super) fn write(report: &Report, page: &mut Page) {
+    detached(report, page);
+    if report.totals.alloc_blocks == 0 {
+        page.say(Look::Strong, nothing_seen(report));
+    } else if report.growing.is_empty() {
+        page.say(Look::Strong, held(report));
+    } else {
+        likely_leaks(report, page);
+    }
+    exactness(report, page);
+    for note in &report.notes {
+        page.say(Look::Plain, name::clean(note));
+    }
+    page.say(Look::Plain, beside_rss(report));
+    for (what, trend) in [
+        ("Descriptors", report.trends.descriptors),
+        ("Threads", report.trends.threads),
+    ] {
+        if let Some(trend) = trend.filter(|trend| trend.verdict == Verdict::Growing) {
+            page.say(
+                Look::Alarm,
+                format!("{what} grew steadily, by {} a minute.", per_minute(&trend)),
+            );
+        }
+    }
+}
+
+/// Why the trace ended before anybody wanted it to.
+fn detached(report: &Report, page: &mut Page) {
     let process = name::clean(&report.process.name);
-    let totals = &report.totals;
-    let elapsed = quantity::duration(report.elapsed);
     let why = match report.end {
-        Some(EndReason::Overhead { cost, limit }) => Some(format!(
+        Some(EndReason::Overhead { cost, limit }) => format!(
             "tracing took {} of {process}'s CPU (limit {})",
             quantity::percent(cost),
             quantity::percent(limit),
-        )),
+        ),
         Some(EndReason::ProbesLost) => {
-            Some("somebody killed leaktrace's process that holds the probes".to_owned())
+            "somebody killed leaktrace's process that holds the probes".to_owned()
         }
-        _ => None,
+        _ => return,
     };
-    if let Some(why) = why {
-        let (from, to) = covered(report);
-        let (from, to) = (from.strftime("%T"), to.strftime("%T"));
-        page.say(
-            Look::Alarm,
-            format!("DETACHED after {elapsed}: {why}. The report covers {from}-{to}."),
-        );
-    }
-    if totals.alloc_blocks == 0 {
-        page.say(Look::Strong, nothing_seen(report));
-    } else {
-        page.say(Look::Strong, held(report));
-    }
+    let elapsed = quantity::duration(report.elapsed);
+    let (from, to) = covered(report);
+    let (from, to) = (from.strftime("%T"), to.strftime("%T"));
+    page.say(
+        Look::Alarm,
+        format!("DETACHED after {elapsed}: {why}. The report covers {from}-{to}."),
+    );
+}
+
+fn exactness(report: &Report, page: &mut Page) {
     let (lost, inexact) = (report.lost(), report.inexact());
     if lost > 0 {
         let lost = quantity::things(lost, "event");
@@ -54,10 +80,144 @@ pub(super) fn write(report: &Report, page: &mut Page) {
             format!("Totals are inexact because of {inexact} (see below)."),
         );
     }
-    for note in &report.notes {
-        page.say(Look::Plain, name::clean(note));
+}
+
+/// Whether the observation was too short for any verdict.
+pub(super) fn is_early(report: &Report) -> bool {
+    observed(report) < EARLY
+}
+
+/// Whether memory grew much more than the blocks that were seen.
+pub(super) fn is_unexplained(report: &Report) -> bool {
+    let (then, now) = (report.memory_at_start.rss, report.memory.rss);
+    let grown = now
+        .zip(then)
+        .map_or(0, |(now, then)| now.saturating_sub(then));
+    grown >= NOTEWORTHY && report.totals.live_bytes() < grown / 2
+}
+
+/// Growth of RSS below this is not worth an explanation.
+const NOTEWORTHY: u64 = 4 << 20;
+
+/// Over what growth is counted: since the start or the mark.
+fn observed(report: &Report) -> Duration {
+    let since = report.mark.as_ref().map_or(Duration::ZERO, |mark| mark.at);
+    report.elapsed.saturating_sub(since)
+}
+
+fn growing(report: &Report) -> impl Iterator<Item = &Site> {
+    report
+        .growing
+        .iter()
+        .filter_map(|index| report.sites.get(*index))
+}
+
+/// `LIKELY LEAK: 1 site grew steadily at 36.1 MiB/min and makes 96 % of the growth
+/// of RSS (+372 of +388 MiB).`
+fn likely_leaks(report: &Report, page: &mut Page) {
+    let rate: f64 = growing(report).map(Site::growth).sum();
+    let rate = quantity::growth(rate);
+    let rate = rate.trim_start_matches('+');
+    let surest = growing(report)
+        .filter_map(|site| site.trend)
+        .map(|trend| trend.confidence)
+        .fold(0.0, f64::max);
+    let (title, sites, together, make) = match report.growing.len() {
+        1 => ("LIKELY LEAK", "1 site".to_owned(), "", "makes"),
+        count => (
+            "LIKELY LEAKS",
+            format!("{} sites", quantity::count(count as u64)),
+            " together",
+            "make",
+        ),
+    };
+    let share =
+        share_of_growth(report).map_or_else(String::new, |share| format!(" and {make} {share}"));
+    page.say(
+        Look::Alarm,
+        format!("{title}: {sites} grew steadily at {rate}{together}{share}."),
+    );
+    let mut facts = vec![format!(
+        "How sure: {}, after {}",
+        quantity::percent_whole(surest),
+        quantity::duration(observed(report))
+    )];
+    facts.extend(
+        report
+            .common_caller
+            .as_ref()
+            .map(table::common_caller_text)
+            .map(|text| capital(&text)),
+    );
+    page.say(Look::Plain, format!("{}.", facts.join(". ")));
+}
+
+/// `96 % of the growth of RSS (+372 of +388 MiB)`; nothing when memory hardly grew.
+fn share_of_growth(report: &Report) -> Option<String> {
+    const NOTEWORTHY: u64 = 1 << 20;
+    let resident =
+        |sample: &crate::model::MemorySample| Some(sample.rss? + sample.swap.unwrap_or(0));
+    report.memory_read?;
+    let then = report
+        .mark
+        .as_ref()
+        .map_or(&report.memory_at_start, |mark| &mark.memory);
+    let grown = resident(&report.memory)?.checked_sub(resident(then)?)?;
+    let minutes = observed(report).as_secs_f64() / 60.0;
+    let sites: f64 = growing(report)
+        .map(|site| site.growth_per_minute * minutes)
+        .sum();
+    if grown < NOTEWORTHY || sites <= 0.0 {
+        return None;
     }
-    page.say(Look::Plain, beside_rss(report));
+    let bytes = quantity::bytes_of(sites as u64, grown).replacen(" of ", " of +", 1);
+    // Blocks that were never written to are not resident.
+    if sites > grown as f64 {
+        return Some(format!("all of the growth of RSS (+{bytes})"));
+    }
+    let share = quantity::percent_whole(sites / grown as f64);
+    Some(format!("{share} of the growth of RSS (+{bytes})"))
+}
+
+/// What was judged and does not grow, a line each: `Not growing: 3 sites, 12.4 MiB
+/// (2 flat, 1 one-off).`
+pub(super) fn others(report: &Report, page: &mut Page) {
+    let mut kinds = Vec::new();
+    let (mut sites, mut bytes) = (0, 0);
+    for (verdict, sums) in &report.verdicts {
+        let held = format!(
+            "{}, {}",
+            quantity::things(sums.sites as u64, "site"),
+            quantity::bytes(sums.live_bytes)
+        );
+        match verdict {
+            Verdict::Growing => {}
+            Verdict::Filling => page.say(
+                Look::Plain,
+                format!(
+                    "Filling: {held}: rises ever more slowly, as a cache on its way to its bound."
+                ),
+            ),
+            Verdict::TooEarly if is_early(report) => {}
+            Verdict::TooEarly => page.say(Look::Plain, format!("Too early to tell: {held}.")),
+            _ => {
+                sites += sums.sites;
+                bytes += sums.live_bytes;
+                kinds.push(format!("{} {}", sums.sites, verdict.name()));
+            }
+        }
+    }
+    if sites > 0 {
+        page.say(
+            Look::Plain,
+            format!(
+                "Not growing: {}, {} ({}).",
+                quantity::things(sites as u64, "site"),
+                quantity::bytes(bytes),
+                kinds.join(", ")
+            ),
+        );
+    }
 }
 
 fn nothing_seen(report: &Report) -> String {
@@ -82,6 +242,7 @@ fn nothing_seen(report: &Report) -> String {
     }
 }
 
+/// No site was judged to be growing.
 fn held(report: &Report) -> String {
     let totals = &report.totals;
     let elapsed = quantity::duration(report.elapsed);
@@ -91,19 +252,41 @@ fn held(report: &Report) -> String {
         return format!("Nothing is held: {blocks} allocated in {elapsed}, all freed.");
     }
     let live = quantity::bytes_fine(totals.live_bytes());
-    if report.growing.is_empty() {
-        let largest = report.sites.iter().map(|site| site.sums.live_bytes()).max();
-        let largest = largest.map_or_else(String::new, |bytes| {
-            format!(" (largest site {})", quantity::bytes(bytes))
-        });
+    if is_early(report) {
+        let observed = quantity::duration(observed(report));
+        let in_blocks = quantity::things(totals.live_blocks(), "block");
         return format!(
-            "No site grew in {elapsed}: {blocks} allocated, {freed} freed, {live} held{largest}."
+            "Too early to tell what grows without end: {observed} observed, a minute is needed. \
+             {live} held in {in_blocks}: {blocks} allocated in {elapsed}, {freed} freed."
         );
     }
+    let largest = report
+        .sites
+        .iter()
+        .max_by_key(|site| site.sums.live_bytes())
+        .map_or_else(String::new, |site| {
+            let bytes = quantity::bytes(site.sums.live_bytes());
+            match site.trend.map(|trend| (trend.verdict, trend.steady)) {
+                Some((Verdict::TooEarly, _)) | None => format!(" (largest site {bytes})"),
+                Some((verdict, None)) => format!(" (largest site {bytes}, {})", verdict.name()),
+                Some((verdict, Some(steady))) => format!(
+                    " (largest site {bytes}, {} for {})",
+                    verdict.name(),
+                    quantity::duration_short(steady)
+                ),
+            }
+        });
     format!(
-        "{live} held in {}: {blocks} allocated in {elapsed}, {freed} freed.",
-        quantity::things(totals.live_blocks(), "block"),
+        "No site grew steadily in {elapsed}: {blocks} allocated, {freed} freed, {live} held{largest}."
     )
+}
+
+/// `12`, `0.4`
+fn per_minute(trend: &Trend) -> String {
+    match trend.rate.per_minute {
+        rate if rate < 9.95 => format!("{rate:.1}"),
+        rate => quantity::count(rate.round() as u64),
+    }
 }
 
 /// What RSS did, and how far the blocks seen explain it.

@@ -37,8 +37,7 @@ use crate::{
     target::{
         Process,
         code_files::{CodeFiles, Image},
-        mapped_file::MappedFile,
-        mapping::Device,
+        mapped_file::{FileIdentity, MappedFile},
         mapping_watch::MappingWatch,
         vdso,
     },
@@ -59,11 +58,9 @@ const RESERVE: TableRoom = TableRoom {
 /// git 5.4 to 5.9.
 const BYTES_PER_ROW: usize = 5;
 
-/// A file by what mappings tell of it.
-type Key = (Device, u64);
+/// Which file; none for the vDSO.
+type Key = Option<FileIdentity>;
 type Made = Vec<(Key, Result<FileTable, CompileError>)>;
-/// The key of the vDSO, which is no file.
-const VDSO: Key = (Device { major: 0, minor: 0 }, 0);
 
 /// Tables that are being made.
 pub struct Preparation {
@@ -115,7 +112,7 @@ impl Preparation {
                 let mut made = Vec::new();
                 if is_wanted {
                     unwind::compile_all(&wanted, used.as_deref(), |index, table| {
-                        made.push((key(&wanted[index].0), table));
+                        made.push((wanted[index].0.identity(), table));
                     });
                 }
                 made
@@ -133,13 +130,6 @@ impl Preparation {
     #[must_use]
     pub fn room(&self) -> TableRoom {
         self.room
-    }
-}
-
-fn key(image: &Image) -> Key {
-    match image {
-        Image::Mapped(file) => (file.device(), file.inode()),
-        Image::Own(_) => VDSO,
     }
 }
 

@@ -14,7 +14,7 @@ use leaktrace_common::unwind::{
     FileRecord, IS_EXAMINED, KEEPS_FRAME_POINTERS, MAX_MAPPINGS, Mapping,
 };
 
-use super::{Key, Made, Stage, Subject, Wanted, key, lock, wait::Wait};
+use super::{Key, Made, Stage, Subject, Wanted, lock, wait::Wait};
 use crate::{
     bpf::Maps,
     host::priority,
@@ -151,11 +151,11 @@ impl Publisher {
         let Some((mappings, files)) = now else {
             return false;
         };
-        let mappings = self.numbered(&mappings, &files);
+        let all = mappings;
+        let mappings = self.numbered(&all, &files);
         // What is unloaded while they are read may be replaced there already.
-        if unloads == self.unloads && unloads == self.maps.control().unloads() {
-            self.doubt_replaced(&mappings);
-        }
+        let is_told = unloads != self.unloads || unloads != self.maps.control().unloads();
+        self.doubt_replaced(&mappings, is_told.then_some(&all));
         if is_unloading {
             // What goes is there still, but not for long: nothing is trusted until
             // the loader has told that it is done.
@@ -189,10 +189,23 @@ impl Publisher {
     }
 
     /// Doubts the files in whose place something else is mapped now, although the
-    /// loader has unloaded nothing: a walk may have met that before.
-    fn doubt_replaced(&self, mappings: &[Mapping]) {
-        for number in replaced(&self.published, mappings) {
-            lock(&self.code).doubt(number);
+    /// loader has not unloaded them: a walk may have met that before. When it has
+    /// unloaded something, that was not a file that is still there in part, as far as
+    /// all mappings tell.
+    fn doubt_replaced(&self, mappings: &[Mapping], told: Option<&Vec<mapping::Mapping>>) {
+        for old in replaced(&self.published, mappings) {
+            let Some(number) = file_number(old) else {
+                continue;
+            };
+            let mut code = lock(&self.code);
+            let path = code.get(number).map(|file| Arc::clone(&file.path));
+            let is_there = |part: &mapping::Mapping| {
+                part.start.wrapping_sub(part.offset) == old.bias
+                    && path.as_deref().is_some_and(|path| part.path == *path)
+            };
+            if told.is_none_or(|all| all.iter().any(is_there)) {
+                code.doubt(number);
+            }
         }
     }
 
@@ -246,7 +259,7 @@ impl Publisher {
                 continue;
             }
             // Once: a file that is changed has the same key and another number.
-            match self.prepared.remove(&key(image)) {
+            match self.prepared.remove(&image.identity()) {
                 Some(record) => {
                     self.maps.unwind().write_file(number.0.into(), record);
                     are_assigned = true;
@@ -310,15 +323,19 @@ impl Publisher {
     }
 }
 
-/// The files of mappings in whose place something else is mapped `now`.
-fn replaced(before: &[Mapping], now: &[Mapping]) -> impl Iterator<Item = FileNumber> {
-    before.iter().filter_map(|old| {
-        let number = u16::try_from(old.file).ok().map(FileNumber)?;
+/// The mappings of files in whose place something else is mapped `now`.
+fn replaced<'a>(before: &'a [Mapping], now: &[Mapping]) -> impl Iterator<Item = &'a Mapping> {
+    before.iter().filter(|old| {
         let first = now.partition_point(|new| new.end <= old.start);
         let mut over = now[first..].iter().take_while(|new| new.start < old.end);
         let is_other = |new: &Mapping| (new.file, new.bias) != (old.file, old.bias);
-        (number.is_some() && over.any(is_other)).then_some(number)
+        file_number(old).is_some() && over.any(is_other)
     })
+}
+
+fn file_number(mapping: &Mapping) -> Option<FileNumber> {
+    let number = u16::try_from(mapping.file).ok().map(FileNumber)?;
+    number.is_some().then_some(number)
 }
 
 #[cfg(test)]
@@ -342,13 +359,12 @@ mod tests {
             mapping(0x3000, 0x5000, 0, 0),
             mapping(0x8000, 0xa000, 0, 2),
         ];
-        let found = |now: &[Mapping]| -> Vec<u16> {
-            replaced(&before, now).map(|number| number.0).collect()
-        };
-        assert_eq!(found(&before), [0_u16; 0]);
+        let found =
+            |now: &[Mapping]| -> Vec<u32> { replaced(&before, now).map(|old| old.file).collect() };
+        assert_eq!(found(&before), [0_u32; 0]);
         assert_eq!(
             found(&[]),
-            [0_u16; 0],
+            [0_u32; 0],
             "nothing runs where nothing is mapped"
         );
         // A part of the same, and a neighbour.
@@ -356,13 +372,13 @@ mod tests {
             mapping(0x2000, 0x3000, 0x1000, 1),
             mapping(0xa000, 0xb000, 0, 3),
         ];
-        assert_eq!(found(&same), [0_u16; 0]);
+        assert_eq!(found(&same), [0_u32; 0]);
         assert_eq!(found(&[mapping(0x2fff, 0x9000, 0, 3)]), [1, 2]);
         assert_eq!(found(&[mapping(0x1000, 0x3000, 0x1000, 1)]), [1], "moved");
         assert_eq!(found(&[mapping(0x9000, 0xa000, 0, 0)]), [2], "no file");
         assert_eq!(
             found(&[mapping(0x3000, 0x5000, 0, 4)]),
-            [0_u16; 0],
+            [0_u32; 0],
             "never known"
         );
     }

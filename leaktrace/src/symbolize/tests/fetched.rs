@@ -266,16 +266,30 @@ fn what_was_fetched_longest_ago_makes_room() {
     let Some(stripped) = Stripped::new("what_was_fetched_longest…") else {
         return;
     };
-    let old = stripped.workshop.path("cache/debug/.build-id/00");
+    let workshop = &stripped.workshop;
+    let old = workshop.path("cache/debug/.build-id/00");
+    // With what it shares with others, as it says.
+    let shared = workshop.library("shared.so");
+    let image = elf_image::ElfImage::parse(&std::fs::read(&shared).unwrap()).unwrap();
+    let build_id = image.build_id.unwrap();
+    let link = [b"shared.so\0", &build_id[..]].concat();
+    std::fs::write(workshop.path("link"), link).unwrap();
+    let section = ".gnu_debugaltlink=link";
+    workshop.run("objcopy", &["--add-section", section, "whole"]);
+    let whole = workshop.path("whole");
+    let size = |path: &Path| std::fs::metadata(path).unwrap().len();
     let bounds = Bounds {
-        kept: std::fs::metadata(stripped.workshop.path("whole"))
-            .unwrap()
-            .len()
-            + 10,
+        kept: size(&whole) + size(&shared) + 10,
         ..Bounds::default()
     };
-    let whole = stripped.workshop.path("whole");
-    let server = Server::start(move |_| Reply::File(whole.clone()));
+    let build_id = debug_file::hexadecimal(&build_id);
+    let server = Server::start(move |path| {
+        Reply::File(if path.contains(&build_id) {
+            shared.clone()
+        } else {
+            whole.clone()
+        })
+    });
     let mut symbolizer = stripped.symbolizer(&server.address, bounds);
     std::fs::create_dir_all(&old).unwrap();
     let old = old.join("11.debug");
@@ -291,4 +305,5 @@ fn what_was_fetched_longest_ago_makes_room() {
     assert!(symbolizer.wait_for_fetched(SOON));
     assert_eq!(stripped.names(&mut symbolizer), ALL);
     assert!(!old.exists());
+    assert_eq!(server.requests().len(), 2);
 }

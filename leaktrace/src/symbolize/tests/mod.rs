@@ -89,10 +89,8 @@ impl Workshop {
     }
 }
 
-/// Not with println, which the test harness would keep.
 fn not_run(test: &str, reason: &str) {
-    let mut stdout = std::io::stdout();
-    writeln!(stdout, "NOT RUN: symbolize::tests::{test}: {reason}").unwrap();
+    crate::testing::not_run(module_path!(), test, reason);
 }
 
 /// A program that ran and said what is where. It is ended when this is dropped.

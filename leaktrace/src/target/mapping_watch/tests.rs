@@ -21,9 +21,7 @@ use super::{
 };
 
 fn not_run(test: &str, reason: &str) {
-    // Not with println, which the test harness would keep.
-    let line = format!("NOT RUN: target::mapping_watch::tests::{test}: {reason}");
-    writeln!(io::stdout(), "{line}").unwrap();
+    crate::testing::not_run(module_path!(), test, reason);
 }
 
 /// `None`, and a line that says so, where this is not allowed.
@@ -93,7 +91,7 @@ fn events_tell_what_proc_maps_shows() {
     assert_eq!(told, code_of(&process));
     assert!(told.iter().any(|mapping| mapping.is_special("[vdso]")));
     for mapping in told.iter().filter(|mapping| mapping.is_file()) {
-        assert!(watch.files[&key(mapping)].backs(mapping));
+        assert!(watch.files[&mapping.shown_file()].backs(mapping));
     }
 }
 

@@ -11,7 +11,7 @@ use crate::unwind::{cache::Key, evaluate::Functions, file_table::FileTable};
 const MAGIC: [u8; 8] = *b"lt-unwnd";
 /// To be raised whenever tables come out otherwise than before, or are written
 /// otherwise.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HASH: usize = 32;
 /// Magic number, version, checksum.
 const PREAMBLE: usize = 16;

@@ -62,6 +62,9 @@ impl Key {
             hasher.update(&text.offset.to_le_bytes());
             hasher.update(&text.length.to_le_bytes());
         }
+        let (entry, end) = sources.entry.unwrap_or_default();
+        hasher.update(&entry.to_le_bytes());
+        hasher.update(&end.to_le_bytes());
         let hash = *hasher.finalize().as_bytes();
         let name = sources.build_id.clone().unwrap_or_else(|| {
             hash.iter().fold(String::new(), |mut name, byte| {

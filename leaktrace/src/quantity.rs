@@ -1,4 +1,5 @@
-//! Sizes and durations as people write them: `4k`, `1.5MiB`, `300ms`, `10s`.
+//! Sizes, durations and rates as people write them: `4k`, `1.5MiB`, `300ms`,
+//! `10s`, `1MiB/min`.
 
 use std::time::Duration;
 
@@ -33,11 +34,14 @@ pub fn size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// A number of things: `2M` blocks are 2 × 2^20.
+/// Any number of things: `2M` blocks are 2 × 2^20.
+pub fn number(text: &str) -> Result<u64, String> {
+    size(text).map_err(|_| format!("`{text}` is no number; write it like 1000000, 500k, 2M"))
+}
+
+/// A number of things that there is to be room for.
 pub fn count(text: &str) -> Result<u32, String> {
-    let number = size(text)
-        .map_err(|_| format!("`{text}` is no number; write it like 1000000, 500k, 2M"))?;
-    u32::try_from(number)
+    u32::try_from(number(text)?)
         .ok()
         .filter(|number| *number > 0)
         .ok_or_else(|| format!("`{text}` is out of range: at least 1 and below 4G"))
@@ -63,6 +67,19 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .filter(|duration| *duration <= LONGEST)
         .ok_or_else(|| format!("`{text}` is longer than can be waited for"))
+}
+
+/// Bytes per minute, written as a size in a unit of time.
+pub fn rate(text: &str) -> Result<f64, String> {
+    let problem = || format!("`{text}` is no rate; write it like 100k/s, 1MiB/min, 2GiB/h");
+    let (bytes, unit) = text.split_once('/').ok_or_else(problem)?;
+    let per_minute = match unit.trim() {
+        "s" | "sec" => 60.0,
+        "m" | "min" => 1.0,
+        "h" => 1.0 / 60.0,
+        _ => return Err(problem()),
+    };
+    Ok(size(bytes).map_err(|_| problem())? as f64 * per_minute)
 }
 
 /// A duration after which something happens again: not zero.
@@ -136,6 +153,20 @@ mod tests {
         // Fits a `Duration`, but not the time until which to wait.
         assert!(duration("110000000000000d").is_err());
         assert!(interval("0").is_err());
+    }
+
+    #[test]
+    fn rates_are_per_minute() {
+        assert_eq!(rate("1MiB/min"), Ok(1_048_576.0));
+        assert_eq!(rate("1k / s"), Ok(61_440.0));
+        assert_eq!(rate("60k/h"), Ok(1024.0));
+        for text in ["1MiB", "1MiB/day", "/min", "x/min", "1/s/s"] {
+            let error = rate(text).unwrap_err();
+            assert!(
+                error.starts_with(&format!("`{text}` is no rate;")),
+                "{error}"
+            );
+        }
     }
 
     #[test]
