@@ -115,9 +115,7 @@ pub fn how_to_mark(since_mark: bool, warmup: Option<Duration>) -> Option<String>
         return Some(format!("The mark will be set in {warmup}"));
     }
     let own = std::process::id();
-    since_mark.then(|| {
-        format!("`kill -USR2 {own}` sets the mark; all blocks are shown until then")
-    })
+    since_mark.then(|| format!("`kill -USR2 {own}` sets the mark; all blocks are shown until then"))
 }
 
 /// Lines about the target's files, whose names are anybody's.
