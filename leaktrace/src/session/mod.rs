@@ -8,6 +8,7 @@ mod calibration;
 mod command;
 mod conclusion;
 mod estimate;
+mod memory_account;
 mod messages;
 mod observation;
 mod on_alert;

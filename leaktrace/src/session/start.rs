@@ -16,6 +16,7 @@ use super::{
     alarm::{Alarm, VerdictWatch},
     brake::{Brake, CostWatch},
     calibration::{self, Calibration},
+    memory_account::AtStart,
     messages,
     observation::Observation,
     plan::Plan,
@@ -247,6 +248,8 @@ pub fn observe(
     let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
+    let is_filtered = options.sizes != (0, u64::MAX);
+    let at_start = AtStart::read(&process, &plan, memory_at_start, is_filtered);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
@@ -286,6 +289,7 @@ pub fn observe(
             process: process.info(),
             trace,
             memory_at_start,
+            at_start,
             notes,
         },
         aggregator: Aggregator::new(symbolizer, code),

@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     TraceOptions,
     brake::{Brake, CostWatch, Period},
+    memory_account::AtEnd,
     plan::Plan,
     progress::Progress,
     reporter::{Finished, Last, Reporter},
@@ -70,7 +71,7 @@ pub struct Watch {
     /// When the mark was set, on the clock of blocks.
     pub mark_ns: Option<u64>,
     pub alerts: Alerts,
-    /// How live bytes moved lately.
+    /// How live bytes moved lately, since the mark at most.
     pub recent: Recent,
     /// How many sites grow, as the reporter has found out.
     pub growing_sites: Arc<AtomicUsize>,
@@ -361,6 +362,7 @@ impl Watch {
     fn mark(&mut self, maps: &Maps, reporter: &Reporter, rate: &mut AllocRate) -> Result<()> {
         // First the time: what is made from now on may be in the sums already.
         self.mark_ns = Some(snapshot::now_ns());
+        self.recent = Recent::default();
         reporter.mark(self.snapshot(maps, rate, false)?);
         Ok(())
     }
@@ -425,6 +427,7 @@ impl Watch {
         }
         progress.phase("reading what is held");
         self.sample_memory();
+        let at_end = AtEnd::read(&self.process);
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
         let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;
@@ -445,6 +448,7 @@ impl Watch {
         };
         reporter.finish(Last {
             snapshot,
+            at_end,
             disabled,
             notes,
             fired: self.fired,

@@ -80,6 +80,8 @@ const MOST_PAUSES: usize = 8;
 pub struct History {
     /// The last look, and the first at which anything was held or made.
     seen: Option<Seen>,
+    /// There was a look before, at which nothing was.
+    from_nothing: bool,
     /// Cells in which something changed, by index; the first is always there,
     /// the last is open: its mean is not yet known.
     cells: Vec<Cell>,
@@ -148,6 +150,7 @@ impl History {
     #[must_use]
     pub const fn new() -> Self {
         Self {
+            from_nothing: false,
             seen: None,
             cells: Vec::new(),
             shift: 0,
@@ -160,6 +163,7 @@ impl History {
     pub fn push(&mut self, sample: Sample) {
         if self.seen.is_none() {
             if sample.held == 0 && sample.made == 0 {
+                self.from_nothing = true;
                 return;
             }
             self.begin(sample);
@@ -231,6 +235,11 @@ impl History {
                 .as_ref()
                 .map_or(0, |seen| seen.lived_ms.saturating_sub(seen.changed_ms)),
         )
+    }
+
+    /// Whether all of it came at once, while it was watched.
+    pub(super) fn came_at_once(&self) -> bool {
+        self.from_nothing && self.steady() == self.lived()
     }
 
     /// Whether it moves up and down from look to look, in no direction for long.

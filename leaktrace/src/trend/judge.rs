@@ -38,9 +38,14 @@ impl History {
             return if observed < EARLY {
                 trend(Verdict::TooEarly, 0.0)
             } else {
+                let verdict = if self.came_at_once() {
+                    Verdict::OneOff
+                } else {
+                    Verdict::Flat
+                };
                 Trend {
                     steady: Some(observed),
-                    ..trend(Verdict::Flat, confidence(Verdict::Flat, observed))
+                    ..trend(verdict, confidence(verdict, observed))
                 }
             };
         }
@@ -100,6 +105,10 @@ impl Judge<'_> {
         }
     }
 
+    fn moved_once(&self) -> bool {
+        self.grid.moving() * 10 <= self.grid.whole().len()
+    }
+
     fn verdict(&self, rise: &Rise, observed: Duration, steady: Duration) -> Verdict {
         let made = self.last.made.saturating_sub(self.first.made);
         let gone = self.last.gone.saturating_sub(self.first.gone);
@@ -114,7 +123,7 @@ impl Judge<'_> {
         match rise {
             Rise::Steady(_) => Verdict::Growing,
             Rise::Slowing(_) => Verdict::Filling,
-            Rise::None if still && self.grid.moving() * 10 <= self.grid.whole().len() => {
+            Rise::None if still && (self.history.came_at_once() || self.moved_once()) => {
                 Verdict::OneOff
             }
             Rise::None if still => Verdict::Flat,

@@ -5,12 +5,13 @@
 #[path = "fixture.rs"]
 mod fixture;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use leaktrace::{
     alert::{Growth, GrowthTest},
     model::{
-        CommonCaller, EndReason, Mark, MemorySample, Rate, Report, SortKey, Trend, Verdict, Weight,
+        Advice, CommonCaller, EndReason, Mark, MemorySample, Rate, Report, SortKey, Trend, Verdict,
+        WatchEnd, Weight,
     },
     report::{
         export::{ExportOptions, Format},
@@ -19,6 +20,7 @@ use leaktrace::{
         line::width,
         summary::{self, SummaryOptions},
         table::{self, TableOptions},
+        watch,
     },
 };
 use leaktrace_common::counter::{COUNTERS, Counter};
@@ -106,6 +108,48 @@ fn summaries() {
     golden("summary-brake.txt", &summary(&braked));
     golden("summary-silent.txt", &summary(&fixture::silent()));
     golden("summary-healthy.txt", &summary(&fixture::healthy()));
+}
+
+/// Everything that a watch without probes can end with.
+#[test]
+fn watches() {
+    let mut text = watch::title(
+        &fixture::leaking().process,
+        Duration::from_secs(60),
+        Duration::from_secs(1),
+    );
+    let (first, now) = fixture::glances();
+    text += &watch::heading();
+    text += &watch::first_line(&first);
+    text += &watch::line(&first, &now);
+    let mut report = fixture::watched();
+    text += &watch::conclusion(&report, Some(80), false);
+    golden("watch.txt", &text);
+    report.end = WatchEnd::Exited;
+    report.movements.clear();
+    let name = Some(Arc::from("a\x1b[2Jb"));
+    report.advice = vec![
+        Advice::TraceHeap { free: None },
+        Advice::TraceHeap {
+            free: Some((200 << 20, 240 << 20)),
+        },
+        Advice::TraceAllocator("jemalloc"),
+        Advice::TraceInside,
+        Advice::Mappings {
+            mostly: name.clone(),
+            may_be_blocks: false,
+        },
+        Advice::Mappings {
+            mostly: None,
+            may_be_blocks: true,
+        },
+        Advice::Files(name.clone()),
+        Advice::Shared(name),
+        Advice::Threads,
+        Advice::LookLonger,
+        Advice::Nothing,
+    ];
+    golden("watch-advice.txt", &watch::conclusion(&report, None, false));
 }
 
 #[test]
