@@ -1,7 +1,11 @@
 //! What a report says, as plain data: made by [`crate::aggregate`], turned into
 //! text and pictures by [`crate::report`]. Nothing here reads or writes.
 
+mod limit;
+mod memory_map;
+mod rss_growth;
 mod trend;
+mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -10,7 +14,11 @@ use leaktrace_common::{
     stack::{AGE_BANDS, AGE_LIMITS_NS},
 };
 
+pub use limit::{Forecast, Limit, LimitKind, Resource};
+pub use memory_map::{MapPart, MappingKind, MemoryMap, Used};
+pub use rss_growth::{Cause, CauseKind, RssGrowth};
 pub use trend::{CommonCaller, ProcessTrends, Rate, Survival, Trend, Verdict};
+pub use watch::{Advice, Glance, Movement, Quantity, WatchEnd, WatchReport};
 
 /// Everything known at one moment of a trace.
 #[derive(Clone, Debug)]
@@ -44,6 +52,12 @@ pub struct Report {
     /// When that was, since the start; `None` when it could not be read again
     /// after the start.
     pub memory_read: Option<Duration>,
+    /// What the growth of RSS is made of; `None` before the last report, or when
+    /// memory could not be read again.
+    pub rss_growth: Option<RssGrowth>,
+    /// Limits that are reached if it goes on like this, one of a resource; only in
+    /// the last report.
+    pub forecasts: Vec<Forecast>,
     /// How many of the stacks are complete.
     pub complete: CompleteShare,
     /// Whether the stacks' return addresses can be true.
@@ -333,6 +347,8 @@ pub struct Mark {
     pub time: jiff::Zoned,
     /// When, since the start.
     pub at: Duration,
+    /// The process's memory then.
+    pub memory: MemorySample,
     /// Whether only blocks made since then are shown.
     pub filters: bool,
 }

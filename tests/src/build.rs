@@ -21,6 +21,7 @@ pub const SOURCES: &[&str] = &[
     "fibres.c",
     "futures.rs",
     "growing.go",
+    "grows.c",
     "holders.c",
     "leaver.c",
     "mappings.c",

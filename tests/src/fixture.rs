@@ -77,6 +77,13 @@ impl Start {
         self
     }
 
+    /// Runs it as this user.
+    #[must_use]
+    pub fn user(mut self, id: u32) -> Self {
+        self.command.uid(id).gid(id);
+        self
+    }
+
     /// Gives way to leaktrace, which is nice itself: for fixtures that would
     /// take all processors while it attaches.
     #[must_use]

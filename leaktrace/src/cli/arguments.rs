@@ -27,16 +27,17 @@ Examples:
   sudo leaktrace attach 4242 --alert 'rss>80%' --until-alert
   sudo leaktrace run --fail-if-growth=1MiB/min -- ./soak-test
   leaktrace doctor 4242                       what may be in the way
+  leaktrace doctor 4242 --watch 60s           what grows, without any probes
 
 What leaks shows by growing: let it run for a few minutes, look at the sites
 whose live bytes only rise.
 
 Exit codes: 0 a report was made; 1 an error; 2 wrong usage; 3 refused, or
-ended because tracing cost too much; 10 a site grew (--fail-if-growth); 128 + signal when one made it leave at
-once (a second Ctrl-C, or one before anything was traced). `run` ends with
-CMD's own status (128 + signal), 125 when leaktrace fails, 126 or 127 when CMD
-can't be executed or is not found; 3 only with --max-overhead, 10 only when CMD
-ended with 0.";
+ended because tracing cost too much; 10 a site grew (--fail-if-growth); 128 +
+signal when one made it leave at once (a second Ctrl-C, or one before anything
+was traced). `run` ends with CMD's own status (128 + signal), 125 when leaktrace
+fails, 126 or 127 when CMD can't be executed or is not found; 3 only with
+--max-overhead, 10 only when CMD ended with 0.";
 
 /// Shows which call stacks of a live process hold the memory that is not given
 /// back.
@@ -56,10 +57,7 @@ pub enum Command {
     #[command(after_help = EXAMPLES)]
     Run(Run),
     /// Check what tracing needs, of this machine and of a process
-    Doctor {
-        /// Also look at this process
-        pid: Option<u32>,
-    },
+    Doctor(Doctor),
     /// What leaktrace starts to read files that may be broken
     #[command(name = symbolize::READER.subcommand, hide = true)]
     ReadSymbols,
@@ -81,6 +79,19 @@ pub struct Attach {
     estimate: bool,
     #[command(flatten)]
     trace: Trace,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Also look at this process
+    pub pid: Option<u32>,
+    /// Watch the process for this time, without probes: what grows, and what to
+    /// look into. Needs no root for a process of one's own
+    #[arg(long, value_name = "DUR", requires = "pid", value_parser = quantity::interval)]
+    pub watch: Option<Duration>,
+    /// Time between two looks
+    #[arg(long, value_name = "DUR", requires = "watch", default_value = "1s", value_parser = quantity::interval)]
+    pub interval: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -8,11 +8,12 @@ use std::ffi::OsString;
 use clap::Parser as _;
 
 use crate::{
-    bpf, doctor,
+    bpf,
+    doctor::{self, watch::WatchOptions},
     exit::{Outcome, USAGE},
     say, session, symbolize,
 };
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, Doctor};
 
 /// Reads the command line and does what it says.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
@@ -33,7 +34,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             Ok((launch, options)) => (true, session::run(&launch, options)),
             Err(message) => return usage(&message),
         },
-        Command::Doctor { pid } => (false, doctor::print(pid)),
+        Command::Doctor(Doctor {
+            pid: Some(pid),
+            watch: Some(duration),
+            interval,
+        }) => {
+            let options = WatchOptions { duration, interval };
+            (false, doctor::watch::watch(pid, &options))
+        }
+        Command::Doctor(Doctor { pid, .. }) => (false, doctor::print(pid)),
         Command::ReadSymbols => (false, companion(symbolize::run_reader)),
         Command::HoldProbes => (false, companion(bpf::run_holder)),
     };

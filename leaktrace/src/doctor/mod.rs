@@ -6,6 +6,7 @@ pub mod host;
 pub mod symbols;
 pub mod target;
 mod unwinding;
+pub mod watch;
 
 use std::{
     fmt::Write as _,

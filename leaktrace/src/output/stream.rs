@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, write},
 };
 
@@ -23,6 +23,19 @@ pub fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+/// Whether nobody reads any more, found out without writing.
+#[must_use]
+pub fn is_closed(fd: impl AsFd) -> bool {
+    // Without any event asked for, a pipe tells only that its reader is gone.
+    let mut fds = [PollFd::new(&fd, PollFlags::empty())];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_ok()
+        && fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP)
 }
 
 fn wait_writable(fd: &impl AsFd) -> Result<(), Errno> {

@@ -6,12 +6,17 @@
 //!
 //! - [`table`]: the lines that appear every few seconds;
 //! - [`summary`]: the final report and the `txt` output;
+//! - [`growth`], [`forecast`]: sentences on what memory has grown by, and on when
+//!   a limit is reached;
+//! - [`watch`]: what `doctor --watch` shows;
 //! - [`json`], [`folded`], [`flamegraph`]: the outputs for other programs and
 //!   for a browser, chosen by [`export::Format`].
 
 pub mod export;
 pub mod flamegraph;
 pub mod folded;
+pub mod forecast;
+pub mod growth;
 pub mod json;
 pub mod line;
 pub mod name;
@@ -21,3 +26,4 @@ pub mod standard_library;
 pub mod summary;
 pub mod table;
 pub mod templates;
+pub mod watch;

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     TraceOptions,
     brake::{Brake, Estimate},
+    conclusion,
     estimate::Tally,
     messages,
     plan::Plan,
@@ -129,7 +130,7 @@ pub fn attach(process: Process, options: &TraceOptions) -> Result<Outcome> {
         inherited,
     };
     let finished = start::observe(workbench, live, subject, options, &runtime, &mut signals)?;
-    let outcome = start::conclude(&finished, options);
+    let outcome = conclusion::conclude(&finished, options);
     finished.alarm.finish();
     Ok(outcome)
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    Launch, TraceOptions, messages,
+    Launch, TraceOptions, conclusion, messages,
     plan::Plan,
     progress::Progress,
     signals,
@@ -112,7 +112,7 @@ pub fn run(launch: &Launch, options: &TraceOptions) -> Result<Outcome> {
     };
     let finished = start::observe(workbench, live, subject, options, &runtime, &mut signals);
     let concluded = match &finished {
-        Ok(finished) => Some(start::conclude(finished, options)),
+        Ok(finished) => Some(conclusion::conclude(finished, options)),
         Err(error) => {
             say!("leaktrace: no report could be made: {error:#}");
             None

@@ -108,6 +108,16 @@ pub fn how_to_end(directory: Option<&Path>, is_command: bool) -> String {
     }
 }
 
+/// How to set the mark that `--since` waits for.
+pub fn how_to_mark(since_mark: bool, warmup: Option<Duration>) -> Option<String> {
+    if let Some(warmup) = warmup {
+        let warmup = quantity::duration(warmup);
+        return Some(format!("The mark will be set in {warmup}"));
+    }
+    let own = std::process::id();
+    since_mark.then(|| format!("`kill -USR2 {own}` sets the mark; all blocks are shown until then"))
+}
+
 /// Lines about the target's files, whose names are anybody's.
 pub fn about_files(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
     lines

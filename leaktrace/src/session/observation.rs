@@ -107,6 +107,7 @@ impl Observation {
         let mark = Mark {
             time: snapshot.taken.clone(),
             at,
+            memory: snapshot.memory,
             filters,
         };
         self.marked = Some((mark, Baseline::new(at, &snapshot.sums)));

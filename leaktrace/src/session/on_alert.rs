@@ -26,7 +26,8 @@ use crate::{
 
 /// How long a command that took too long may take to end when it is asked to.
 const GRACE: Duration = Duration::from_secs(2);
-/// How long the end of leaktrace waits for commands without a word.
+/// How long the end of leaktrace waits for commands without a word, and for what is
+/// still being said.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What is run for one alert.
@@ -118,6 +119,7 @@ impl Commands {
 
 impl Runner {
     fn run_all(&self, jobs: &Receiver<Job>) {
+        let mut saying = None;
         while let Ok(job) = jobs.recv() {
             let problem = match self.run(&job) {
                 Ok(problem) => problem,
@@ -125,11 +127,14 @@ impl Runner {
             };
             if let Some(problem) = problem {
                 // The next one does not wait for a terminal that is blocked.
-                say_aside(format!(
+                saying = Some(say_aside(format!(
                     "leaktrace: the command of --on-alert for {} {problem}",
                     job.alert
-                ));
+                )));
             }
+        }
+        if let Some(saying) = saying {
+            let _ = saying.recv_timeout(PATIENCE);
         }
     }
 

@@ -2,7 +2,6 @@
 //! what is common to both ways of tracing.
 
 use std::{
-    io,
     os::fd::BorrowedFd,
     path::Path,
     sync::{Arc, Mutex},
@@ -11,13 +10,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rustix::stdio;
-use tokio::runtime::Handle;
 
 use super::{
     PrintFormat, TraceOptions,
     alarm::{Alarm, VerdictWatch},
     brake::{Brake, CostWatch},
     calibration::{self, Calibration},
+    memory_account::AtStart,
     messages,
     observation::Observation,
     plan::Plan,
@@ -30,28 +29,18 @@ use super::{
 };
 use crate::{
     aggregate::Aggregator,
-    alert::{Alerts, Growth, Recent},
+    alert::{Alerts, Recent},
     allocator,
     bpf::{
         Attachment, Feature, Features, Limits, LinkKind, Maps, Program, Scope, TableRoom, Tracer,
     },
-    exit::Outcome,
     host::jit,
     host::privilege,
     launch::Inherited,
-    model::{Edge, EndReason, TraceInfo},
-    output::{
-        Outputs,
-        destination::Target,
-        directory::Directory,
-        owner::Owner,
-        screen::{Screen, ScreenEnd},
-        stream,
-        terminal::Terminal,
-    },
+    model::{Edge, TraceInfo},
+    output::{Outputs, directory::Directory, owner::Owner, screen::Screen},
     probe_site::{KernelAbility, NopAbility},
-    report::{export::Format, quantity, summary, summary::SummaryOptions},
-    say,
+    report::quantity,
     symbolize::{self, Symbolizer},
     target::{
         Process, available, code_files::CodeFiles, cpu::CpuClock, mapping::Mapping,
@@ -259,6 +248,8 @@ pub fn observe(
     let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
+    let is_filtered = options.sizes != (0, u64::MAX);
+    let at_start = AtStart::read(&process, &plan, memory_at_start, is_filtered);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
@@ -275,6 +266,7 @@ pub fn observe(
         &outputs,
         expected_execs > 0,
     ));
+    lines.extend(messages::how_to_mark(options.since_mark, options.warmup));
     let greeted = say_aside(lines.join("\n"));
     let pair_cost = workbench.calibration.pair_cost;
     let trace = TraceInfo {
@@ -297,6 +289,7 @@ pub fn observe(
             process: process.info(),
             trace,
             memory_at_start,
+            at_start,
             notes,
         },
         aggregator: Aggregator::new(symbolizer, code),
@@ -480,102 +473,3 @@ fn screen(
 
 /// Bytes of JSON that wait for a reader who is slow.
 const ROOM_FOR_LINES: usize = 16 << 20;
-
-/// Prints the last report. Inside the runtime.
-pub fn conclude(finished: &Finished, options: &TraceOptions) -> Outcome {
-    let printed = match &finished.line {
-        Some(line) => print_line(line, finished),
-        None => {
-            print_summary(finished, options);
-            true
-        }
-    };
-    for failure in &finished.failures {
-        say!("leaktrace: {failure}");
-    }
-    if options.verbose {
-        say!("{}", messages::self_check(&finished.report.self_check));
-    }
-    let growth = match options.fail_if_growth {
-        Some(test) => test.judge(&finished.report),
-        None => Growth::None,
-    };
-    if let Some(text) = messages::growth(&growth) {
-        say!("{text}");
-    }
-    match (&finished.report.end, growth) {
-        (Some(EndReason::Overhead { .. }), _) => Outcome::Refused,
-        _ if !printed || !finished.failures.is_empty() => Outcome::Failed,
-        (_, Growth::Found(_)) => Outcome::Grew,
-        _ => Outcome::Reported,
-    }
-}
-
-/// Prints the last report as a line of JSON, and for a person what was written;
-/// whether that worked, as far as anybody reads it.
-fn print_line(line: &str, finished: &Finished) -> bool {
-    let result = match &finished.screen {
-        // After those lines that wait, and not into them.
-        Some(screen) => Handle::current().block_on(screen.finish(line.to_owned())),
-        None => stream::write_all(stdio::stdout(), line.as_bytes())
-            .or_else(stream::closed_is_fine)
-            .map_err(|errno| ScreenEnd::Failed(io::Error::from(errno).to_string())),
-    };
-    let closing = summary::closing(&finished.written) + &summary::next_step(&finished.report);
-    if !closing.is_empty() {
-        say!("{}", closing.trim());
-    }
-    let dropped = finished.screen.as_ref().map_or(0, |it| it.dropped());
-    if dropped > 0 {
-        say!("{}", messages::dropped_lines(dropped));
-    }
-    match result {
-        Ok(()) | Err(ScreenEnd::Closed) => true,
-        Err(ScreenEnd::Failed(reason)) => {
-            say!("leaktrace: cannot write to stdout: {reason}");
-            false
-        }
-    }
-}
-
-/// Prints the last report for a person.
-fn print_summary(finished: &Finished, options: &TraceOptions) {
-    let to_stderr = options
-        .outputs
-        .iter()
-        .any(|output| output.target == Target::Stdout);
-    let (out, terminal) = if to_stderr {
-        (stdio::stderr(), Terminal::of(stdio::stderr()))
-    } else {
-        (stdio::stdout(), Terminal::of(stdio::stdout()))
-    };
-    let width = terminal.is_terminal.then_some(terminal.columns);
-    // As an output it has been printed already.
-    let is_printed = options
-        .outputs
-        .iter()
-        .any(|output| (output.format, &output.target) == (Format::Txt, &Target::Stdout));
-    let summary = if is_printed {
-        String::new()
-    } else {
-        summary::render(
-            &finished.report,
-            &SummaryOptions {
-                width,
-                colour: terminal.colour,
-                top: options.top,
-            },
-        )
-    };
-    let closing = summary::closing(&finished.written) + &summary::next_step(&finished.report);
-    let text = summary + &closing;
-    // A reader that is gone has had enough.
-    match &finished.screen {
-        Some(screen) => {
-            let _ = Handle::current().block_on(screen.finish(text));
-        }
-        None => {
-            let _ = stream::write_all(out, text.as_bytes());
-        }
-    }
-}

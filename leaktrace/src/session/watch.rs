@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     TraceOptions,
     brake::{Brake, CostWatch, Period},
+    memory_account::AtEnd,
     plan::Plan,
     progress::Progress,
     reporter::{Finished, Last, Reporter},
@@ -70,7 +71,7 @@ pub struct Watch {
     /// When the mark was set, on the clock of blocks.
     pub mark_ns: Option<u64>,
     pub alerts: Alerts,
-    /// How live bytes moved lately.
+    /// How live bytes moved lately, since the mark at most.
     pub recent: Recent,
     /// How many sites grow, as the reporter has found out.
     pub growing_sites: Arc<AtomicUsize>,
@@ -172,7 +173,7 @@ impl Watch {
                     self.look_for_trampoline(maps)?;
                     checks += 1;
                     if checks % LEARN_EVERY == 0 {
-                        if let Some(end) = self.look_around(maps, reporter)? {
+                        if let Some(end) = self.look_around(maps, reporter, rate)? {
                             return Ok(end);
                         }
                     } else if checks < LEARN_EVERY {
@@ -297,7 +298,12 @@ impl Watch {
 
     /// Learns new stacks, and how much memory is used; whether that is what
     /// somebody wanted to know.
-    fn look_around(&mut self, maps: &Maps, reporter: &Reporter) -> Result<Option<EndReason>> {
+    fn look_around(
+        &mut self,
+        maps: &Maps,
+        reporter: &Reporter,
+        rate: &mut AllocRate,
+    ) -> Result<Option<EndReason>> {
         self.sample_memory();
         let snapshot = Snapshot {
             taken: jiff::Zoned::now(),
@@ -323,8 +329,7 @@ impl Watch {
             self.fired = fired;
             return Ok(Some(end));
         }
-        // That tables tell the rate since the table before is not to change.
-        let snapshot = self.snapshot(maps, &mut AllocRate::new(), true)?;
+        let snapshot = self.snapshot(maps, rate, true)?;
         reporter.alert(snapshot, fired);
         Ok(None)
     }
@@ -358,6 +363,7 @@ impl Watch {
     fn mark(&mut self, maps: &Maps, reporter: &Reporter, rate: &mut AllocRate) -> Result<()> {
         // First the time: what is made from now on may be in the sums already.
         self.mark_ns = Some(snapshot::now_ns());
+        self.recent = Recent::default();
         reporter.mark(self.snapshot(maps, rate, false)?);
         Ok(())
     }
@@ -422,6 +428,7 @@ impl Watch {
         }
         progress.phase("reading what is held");
         self.sample_memory();
+        let at_end = AtEnd::read(&self.process);
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
         let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;
@@ -442,6 +449,7 @@ impl Watch {
         };
         reporter.finish(Last {
             snapshot,
+            at_end,
             disabled,
             notes,
             fired: self.fired,

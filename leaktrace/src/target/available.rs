@@ -31,9 +31,14 @@ pub fn machine_memory() -> u64 {
 
 /// `MemAvailable` of the text of `/proc/meminfo`, bytes.
 fn parse_available(meminfo: &str) -> Option<u64> {
+    parse_field(meminfo, "MemAvailable")
+}
+
+/// A field of the text of `/proc/meminfo`, bytes.
+pub(super) fn parse_field(meminfo: &str, name: &str) -> Option<u64> {
     let line = meminfo
         .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.trim()
         .strip_suffix("kB")?
         .trim()

@@ -1,5 +1,5 @@
-//! How much memory a control group uses and may use, in both versions of
-//! cgroups (cgroups(7); the kernel's `cgroup-v1/memory.rst` and `cgroup-v2.rst`).
+//! How much memory and how many threads a control group uses and may use, in both
+//! versions of cgroups (cgroups(7); the kernel's `cgroup-v1/memory.rst` and `cgroup-v2.rst`).
 
 use std::{
     ffi::OsString,
@@ -8,7 +8,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Where the hierarchies that may account memory are mounted.
+/// Where the hierarchies of cgroups are mounted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupMounts {
     v1: Vec<Mount>,
@@ -20,16 +20,36 @@ struct Mount {
     /// Which cgroup of the hierarchy is at the mount point.
     root: PathBuf,
     point: PathBuf,
+    /// Options of its file system, separated by commas: in version 1 its
+    /// controllers are among them.
+    options: Vec<u8>,
 }
 
-/// A cgroup that accounts memory.
+/// The cgroup of a process under one controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemoryCgroup {
+struct Place {
     version: Version,
     /// Its directory.
     leaf: PathBuf,
     /// The topmost directory that can be seen.
     top: PathBuf,
+}
+
+/// A cgroup that accounts memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryCgroup(Place);
+
+/// A cgroup that counts threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PidsCgroup(Place);
+
+/// What a cgroup, or one above it, may have of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// How much there may be.
+    pub most: u64,
+    /// How much more fits.
+    pub room: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,18 +83,13 @@ impl CgroupMounts {
             let mount = || Mount {
                 root: unescape(root),
                 point: unescape(point),
+                options: fields
+                    .get(hyphen + 3)
+                    .map_or_else(Vec::new, |options| options.to_vec()),
             };
             match fields.get(hyphen + 1) {
                 Some(kind) if *kind == b"cgroup2" => mounts.v2.push(mount()),
-                Some(kind) if *kind == b"cgroup" => {
-                    let options = fields.get(hyphen + 3).copied().unwrap_or_default();
-                    if options
-                        .split(|byte| *byte == b',')
-                        .any(|option| option == b"memory")
-                    {
-                        mounts.v1.push(mount());
-                    }
-                }
+                Some(kind) if *kind == b"cgroup" => mounts.v1.push(mount()),
                 _ => {}
             }
         }
@@ -86,6 +101,16 @@ impl CgroupMounts {
     /// accounts.
     #[must_use]
     pub fn locate(&self, cgroup_file: &[u8]) -> Option<MemoryCgroup> {
+        self.place(cgroup_file, b"memory").map(MemoryCgroup)
+    }
+
+    /// The cgroup that counts its threads, likewise.
+    #[must_use]
+    pub fn locate_pids(&self, cgroup_file: &[u8]) -> Option<PidsCgroup> {
+        self.place(cgroup_file, b"pids").map(PidsCgroup)
+    }
+
+    fn place(&self, cgroup_file: &[u8], controller: &[u8]) -> Option<Place> {
         let mut found = None;
         for line in cgroup_file.split(|byte| *byte == b'\n') {
             let mut fields = line.splitn(3, |byte| *byte == b':');
@@ -94,12 +119,9 @@ impl CgroupMounts {
             else {
                 continue;
             };
-            // The second field is empty for version 2, whose only hierarchy
-            // accounts memory when no hierarchy of version 1 does.
-            if controllers
-                .split(|byte| *byte == b',')
-                .any(|name| name == b"memory")
-            {
+            // The second field is empty for version 2, whose only hierarchy has
+            // the controllers that no hierarchy of version 1 has.
+            if has_word(controllers, controller) {
                 found = Some((Version::V1, path));
                 break;
             } else if controllers.is_empty() {
@@ -112,15 +134,23 @@ impl CgroupMounts {
             Version::V1 => &self.v1,
             Version::V2 => &self.v2,
         };
-        mounts.iter().find_map(|mount| {
-            let leaf = mount.directory(&path)?;
-            leaf.is_dir().then(|| MemoryCgroup {
-                version,
-                leaf,
-                top: mount.point.clone(),
+        mounts
+            .iter()
+            .filter(|mount| version == Version::V2 || has_word(&mount.options, controller))
+            .find_map(|mount| {
+                let leaf = mount.directory(&path)?;
+                leaf.is_dir().then(|| Place {
+                    version,
+                    leaf,
+                    top: mount.point.clone(),
+                })
             })
-        })
     }
+}
+
+/// Whether a list that is separated by commas has this word.
+fn has_word(list: &[u8], word: &[u8]) -> bool {
+    list.split(|byte| *byte == b',').any(|one| one == word)
 }
 
 impl Mount {
@@ -132,6 +162,33 @@ impl Mount {
             .components()
             .all(|part| matches!(part, Component::Normal(_)));
         visible.then(|| self.point.join(below))
+    }
+}
+
+impl Place {
+    /// The directories from its own to the topmost.
+    fn levels(&self) -> impl Iterator<Item = &Path> {
+        self.leaf
+            .ancestors()
+            .take_while(|level| level.starts_with(&self.top))
+    }
+}
+
+impl PidsCgroup {
+    /// How many threads it, or one above it, may have.
+    #[must_use]
+    pub fn allowance(&self) -> Option<Allowance> {
+        self.0
+            .levels()
+            .filter_map(|level| {
+                let most = number_in(&level.join("pids.max"))?;
+                let used = number_in(&level.join("pids.current"))?;
+                Some(Allowance {
+                    most,
+                    room: most.saturating_sub(used),
+                })
+            })
+            .min_by_key(|allowance| allowance.room)
     }
 }
 
@@ -153,37 +210,52 @@ impl MemoryCgroup {
     /// without a limit. File pages that nobody used lately make room.
     #[must_use]
     pub fn room(&self) -> Option<u64> {
+        self.allowance().map(|allowance| allowance.room)
+    }
+
+    /// The limit that leaves the least room. File pages that nobody used lately
+    /// make room.
+    #[must_use]
+    pub fn allowance(&self) -> Option<Allowance> {
+        self.tightest(|level| self.limit_of(level))
+    }
+
+    /// The same for the limit from where on it is slowed down (`memory.high`).
+    #[must_use]
+    pub fn allowance_at_full_speed(&self) -> Option<Allowance> {
+        self.tightest(|level| match self.0.version {
+            Version::V1 => None,
+            Version::V2 => number_in(&level.join("memory.high")),
+        })
+    }
+
+    fn tightest(&self, limit_of: impl Fn(&Path) -> Option<u64>) -> Option<Allowance> {
         self.levels()
             .filter_map(|level| {
-                let limit = self.limit_of(level)?;
+                let most = limit_of(level)?;
                 let used = self.usage_of(level)?;
-                Some(limit.saturating_sub(used.saturating_sub(self.reclaimable_of(level))))
+                let used = used.saturating_sub(self.reclaimable_of(level));
+                Some(Allowance {
+                    most,
+                    room: most.saturating_sub(used),
+                })
             })
-            .min()
+            .min_by_key(|allowance| allowance.room)
     }
 
     /// The directories from its own to the topmost whose limits hold for it.
     fn levels(&self) -> impl Iterator<Item = &Path> {
-        let depth = self
-            .leaf
-            .ancestors()
-            .take_while(|level| level.starts_with(&self.top))
-            .count();
-        self.leaf
-            .ancestors()
-            .take(depth)
-            .enumerate()
-            .map_while(|(index, level)| {
-                // Version 1 before 5.11 may leave those below out of the account.
-                let flat = index > 0
-                    && self.version == Version::V1
-                    && number_in(&level.join("memory.use_hierarchy")) == Some(0);
-                (!flat).then_some(level)
-            })
+        self.0.levels().enumerate().map_while(|(index, level)| {
+            // Version 1 before 5.11 may leave those below out of the account.
+            let flat = index > 0
+                && self.0.version == Version::V1
+                && number_in(&level.join("memory.use_hierarchy")) == Some(0);
+            (!flat).then_some(level)
+        })
     }
 
     fn usage_of(&self, level: &Path) -> Option<u64> {
-        number_in(&level.join(match self.version {
+        number_in(&level.join(match self.0.version {
             Version::V1 => "memory.usage_in_bytes",
             Version::V2 => "memory.current",
         }))
@@ -193,7 +265,7 @@ impl MemoryCgroup {
         // "No limit" is the word `max` in version 2, and in version 1 a number:
         // the largest `long` rounded down to a page.
         const NO_LIMIT: u64 = 1 << 62;
-        number_in(&level.join(match self.version {
+        number_in(&level.join(match self.0.version {
             Version::V1 => "memory.limit_in_bytes",
             Version::V2 => "memory.max",
         }))
@@ -201,7 +273,7 @@ impl MemoryCgroup {
     }
 
     fn reclaimable_of(&self, level: &Path) -> u64 {
-        let key = match self.version {
+        let key = match self.0.version {
             Version::V1 => "total_inactive_file ",
             Version::V2 => "inactive_file ",
         };
@@ -298,6 +370,45 @@ mod tests {
     }
 
     #[test]
+    fn memory_high_and_threads_have_limits_of_their_own() {
+        let top = tree(&[
+            ("pids.max", "max\n"),
+            ("a/memory.current", "5000\n"),
+            ("a/memory.max", "max\n"),
+            ("a/memory.high", "6000\n"),
+            ("a/pids.current", "90\n"),
+            ("a/pids.max", "100\n"),
+            ("a/b/pids.current", "3\n"),
+            ("a/b/pids.max", "50\n"),
+        ]);
+        let mounts = mounts("cgroup2", "/", top.path(), "nsdelegate");
+        let cgroup = mounts.locate(b"0::/a/b\n").unwrap();
+        let (most, room) = (6000, 1000);
+        assert_eq!(cgroup.allowance(), None);
+        assert_eq!(
+            cgroup.allowance_at_full_speed(),
+            Some(Allowance { most, room })
+        );
+        let pids = mounts.locate_pids(b"0::/a/b\n").unwrap();
+        let (most, room) = (100, 10);
+        assert_eq!(pids.allowance(), Some(Allowance { most, room }));
+    }
+
+    #[test]
+    fn each_controller_of_version_1_has_its_hierarchy() {
+        let memory = tree(&[("a/memory.limit_in_bytes", "1000\n")]);
+        let pids = tree(&[("a/pids.max", "7\n"), ("a/pids.current", "2\n")]);
+        let mut both = mounts("cgroup", "/", memory.path(), "memory");
+        both.v1
+            .extend(mounts("cgroup", "/", pids.path(), "pids").v1);
+        let text = b"4:memory:/a\n3:pids:/a\n";
+        assert_eq!(both.locate(text).unwrap().limit(), Some(1000));
+        let (most, room) = (7, 5);
+        let pids = both.locate_pids(text).unwrap();
+        assert_eq!(pids.allowance(), Some(Allowance { most, room }));
+    }
+
+    #[test]
     fn version_1_has_a_huge_number_for_no_limit() {
         const NO_LIMIT: &str = "9223372036854771712\n";
         let top = tree(&[
@@ -368,8 +479,13 @@ mod tests {
             b"1 2 0:3 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
               1 2 0:3 / /with\\040blank\\134 rw - cgroup cgroup rw,memory\n",
         );
-        assert_eq!(mounts.v1.len(), 1);
-        assert_eq!(mounts.v1[0].point, Path::new("/with blank\\"));
+        assert_eq!(mounts.v1.len(), 2);
+        assert_eq!(mounts.v1[1].point, Path::new("/with blank\\"));
+        assert_eq!(
+            mounts.locate(b"4:cpu:/\n3:memory:/\n"),
+            None,
+            "no directory"
+        );
     }
 
     proptest! {

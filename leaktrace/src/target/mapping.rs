@@ -104,7 +104,7 @@ pub fn parse(text: &[u8]) -> Vec<Mapping> {
         .collect()
 }
 
-fn parse_line(line: &[u8]) -> Option<Mapping> {
+pub(super) fn parse_line(line: &[u8]) -> Option<Mapping> {
     let mut rest = line;
     let mut field = || {
         let end = rest

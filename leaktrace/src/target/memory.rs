@@ -34,7 +34,7 @@ pub fn sample(process: &Process) -> MemorySample {
 }
 
 /// How many descriptors are open.
-fn descriptors(process: &Process) -> Option<u64> {
+pub(super) fn descriptors(process: &Process) -> Option<u64> {
     let directory = process.directory().ok()?.join("fd");
     // Since 6.2 the directory's size is their number; before, it is 0.
     let count = match fs::metadata(&directory).ok()?.size() {

@@ -7,14 +7,19 @@ pub mod code_files;
 pub mod code_mappings;
 pub mod cpu;
 pub mod error;
+pub mod limits;
 pub mod mapped_file;
 pub mod mapping;
 pub mod mapping_events;
 pub mod mapping_watch;
 pub mod memory;
+pub mod memory_map;
+pub mod pagemap;
 pub mod process_id;
+pub mod resource_limits;
 pub mod select;
 pub mod status;
+pub mod user_memory;
 pub(crate) mod vdso;
 
 use std::{

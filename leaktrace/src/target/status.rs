@@ -25,8 +25,12 @@ pub struct Status {
     pub swap: Option<u64>,
     /// Address space.
     pub vm_size: Option<u64>,
+    /// Private writable memory, which `RLIMIT_DATA` limits.
+    pub vm_data: Option<u64>,
     /// Threads.
     pub threads: Option<u64>,
+    /// Real user id.
+    pub user: Option<u32>,
     /// Seccomp mode: 0 off, 1 strict, 2 filter.
     pub seccomp: Option<u32>,
     /// The thread has a user shadow stack.
@@ -56,6 +60,11 @@ impl Status {
                 b"RssShmem" => status.rss_shmem = kibibytes(value),
                 b"VmSwap" => status.swap = kibibytes(value),
                 b"VmSize" => status.vm_size = kibibytes(value),
+                b"VmData" => status.vm_data = kibibytes(value),
+                b"Uid" => {
+                    let mut ids = value.split(u8::is_ascii_whitespace);
+                    status.user = ids.next().and_then(number);
+                }
                 b"Threads" => status.threads = number(value),
                 b"Seccomp" => status.seccomp = number(value),
                 key if key == SHADOW_STACK_STATUS.0 => {
@@ -144,7 +153,7 @@ mod tests {
 
     #[test]
     fn status_fields_are_read_in_bytes() {
-        let text = b"Name:\ta b\nState:\tS (sleeping)\nTgid:\t42\nNStgid:\t42\t7\nPPid:\t1\nVmSize:\t    3060 kB\n\
+        let text = b"Name:\ta b\nState:\tS (sleeping)\nTgid:\t42\nNStgid:\t42\t7\nPPid:\t1\nUid:\t1000\t0\t0\t0\nVmData:\t  64 kB\nVmSize:\t    3060 kB\n\
             VmRSS:\t    1752 kB\nRssAnon:\t     112 kB\nRssFile:\t    1640 kB\nRssShmem:\t       8 kB\n\
             VmSwap:\t       4 kB\nThreads:\t3\nSeccomp:\t2\nx86_Thread_features:\tshstk wrss \n";
         assert_eq!(
@@ -159,6 +168,8 @@ mod tests {
                 rss_shmem: Some(8 << 10),
                 swap: Some(4 << 10),
                 vm_size: Some(3060 << 10),
+                vm_data: Some(64 << 10),
+                user: Some(1000),
                 threads: Some(3),
                 seccomp: Some(2),
                 shadow_stack: true,

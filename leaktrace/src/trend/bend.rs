@@ -17,9 +17,16 @@ pub(super) struct Bend {
     pub remaining: f64,
     /// How sure it is that there is a rise along that curve.
     pub score: f64,
-    /// The rise that goes on beside an approach to a bound, and by how much the two
-    /// together fit better than a curve that slows down.
-    pub beyond: Option<(Line, f64)>,
+    /// Sum of squares that remains.
+    rest: f64,
+}
+
+/// A rise that goes on beside an approach to a bound.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Beyond {
+    pub line: Line,
+    /// By how much the two together fit better than a curve that slows down.
+    pub evidence: f64,
 }
 
 /// Spans over time constant that are tried.
@@ -28,6 +35,8 @@ const APPROACHES: [f64; 9] = [0.25, 0.5, 0.8, 1.2, 1.8, 2.6, 4.0, 7.0, 14.0];
 const BESIDE: [f64; 6] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0];
 /// Powers of time: caches of which some keys are asked for much more often.
 const POWERS: [f64; 5] = [0.2, 0.35, 0.5, 0.65, 0.8];
+/// Evidence, weighted with how much it slows down, that is believed.
+const SLOWS: f64 = 5.0;
 /// Where growth ends, as shares of the span.
 const ENDS: [f64; 12] = [
     0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95,
@@ -43,7 +52,30 @@ struct Trial<'a> {
     values: Vec<f64>,
 }
 
-impl Trial<'_> {
+impl<'a> Trial<'a> {
+    fn of(points: &'a [Point], carried: f64) -> Option<Self> {
+        let first = points.first()?.0;
+        let span = points.last()?.0 - first;
+        (points.len() >= 5 && span > 0.0).then(|| Self {
+            points,
+            first,
+            span,
+            carried,
+            level: whiten(points.iter().map(|_| 1.0), carried),
+            values: whiten(points.iter().map(|point| point.1), carried),
+        })
+    }
+
+    /// Degrees of freedom of a fit of a level and one curve out of a family.
+    fn freedom(&self) -> f64 {
+        self.points.len() as f64 - 3.0
+    }
+
+    /// By how much one fit is better than another.
+    fn better(&self, fit: &Fit, than: f64) -> f64 {
+        ((than - fit.rest) * self.freedom() / (fit.rest * fit.doubt).max(than * 1e-9)).max(0.0)
+    }
+
     /// A curve of time, 0 to 1.
     fn curve(&self, curve: impl Fn(f64) -> f64) -> Vec<f64> {
         let times = self
@@ -83,22 +115,16 @@ impl Trial<'_> {
 }
 
 impl Bend {
+    /// Whether it slows down, and by enough for that to be sure.
+    pub fn slows(&self) -> bool {
+        self.remaining < 0.75
+            && self.evidence > 8.0
+            && self.evidence * (1.0 - self.remaining) > SLOWS
+    }
+
     /// For points in the order of time; `None` for too few.
     pub fn of(points: &[Point], carried: f64) -> Option<Self> {
-        let (first, last) = (points.first()?.0, points.last()?.0);
-        let span = last - first;
-        let freedom = points.len() as f64 - 3.0;
-        if freedom < 2.0 || span <= 0.0 {
-            return None;
-        }
-        let trial = Trial {
-            points,
-            first,
-            span,
-            carried,
-            level: whiten(points.iter().map(|_| 1.0), carried),
-            values: whiten(points.iter().map(|point| point.1), carried),
-        };
+        let trial = Trial::of(points, carried)?;
         let line = trial.fit(|time| time)?;
         let straight = line.rest;
         let mut best = (line, 1.0);
@@ -118,28 +144,81 @@ impl Bend {
             consider(&|time| time.min(end));
         }
         // From when it was born, which is before the first point.
-        let born = first / span;
+        let born = trial.first / trial.span;
         for power in POWERS {
             consider(&|time| (time + born).powf(power));
         }
         let (best, remaining) = best;
-        let better = |than: f64, rest: f64, doubt: f64| {
-            ((than - rest) * freedom / (rest * doubt).max(than * 1e-9)).max(0.0)
-        };
-        let beyond = || {
-            let fit = trial.best_beside()?;
-            let evidence = better(best.rest, fit.rest, fit.doubt);
-            Some((fit.line(freedom - 1.0, carried), evidence))
-        };
         Some(Self {
-            evidence: better(straight, best.rest, best.doubt),
+            evidence: trial.better(&best, straight),
             remaining,
-            score: best.line(freedom, carried).score(),
-            beyond: if freedom > 4.0 && remaining < 1.0 {
-                beyond()
-            } else {
-                None
-            },
+            score: best.line(trial.freedom(), carried).score(),
+            rest: best.rest,
         })
+    }
+
+    /// The straight rise beside an approach that explains the same points best;
+    /// `None` for too few.
+    pub fn beyond(&self, points: &[Point], carried: f64) -> Option<Beyond> {
+        let trial = Trial::of(points, carried)?;
+        let freedom = trial.freedom() - 1.0;
+        if freedom < 4.0 {
+            return None;
+        }
+        let fit = trial.best_beside()?;
+        Some(Beyond {
+            line: fit.line(freedom, carried),
+            evidence: trial.better(&fit, self.rest),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trend::tests::Random;
+
+    fn points(curve: impl Fn(f64) -> f64) -> Vec<Point> {
+        let mut random = Random(3);
+        (1..=36)
+            .map(|index| f64::from(index) * 8.0)
+            .map(|time| (time, 1000.0 * curve(time) + random.normal()))
+            .collect()
+    }
+
+    fn bend(curve: impl Fn(f64) -> f64) -> Bend {
+        Bend::of(&points(curve), 0.0).unwrap()
+    }
+
+    #[test]
+    fn a_line_does_not_slow_down() {
+        let bend = bend(|time| time);
+        assert!(!bend.slows(), "{bend:?}");
+        assert!(bend.score > 10.0);
+    }
+
+    #[test]
+    fn what_nears_a_bound_slows_down() {
+        for constant in [20.0, 60.0, 200.0, 500.0] {
+            let bend = bend(|time| 1.0 - (-time / constant).exp());
+            assert!(bend.slows(), "{constant}: {bend:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_full_slows_down() {
+        for end in [30.0, 100.0, 250.0] {
+            let bend = bend(|time| time.min(end));
+            assert!(bend.slows() && bend.remaining < 0.75, "{end}: {bend:?}");
+        }
+    }
+
+    #[test]
+    fn what_goes_on_beside_an_approach_is_found() {
+        let points = points(|time| 0.1 * time + 10.0 * (1.0 - (-time / 20.0).exp()));
+        let bend = Bend::of(&points, 0.0).unwrap();
+        let beyond = bend.beyond(&points, 0.0).unwrap();
+        assert!((beyond.line.slope / 100.0 - 1.0).abs() < 0.05, "{beyond:?}");
+        assert!(beyond.evidence > 20.0, "{beyond:?}");
     }
 }

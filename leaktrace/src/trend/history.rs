@@ -37,6 +37,21 @@ pub struct Sample {
     pub aged: Option<Aged>,
 }
 
+impl Sample {
+    /// A look at a value of which nobody knows what made it: a process's memory, its
+    /// descriptors or threads.
+    #[must_use]
+    pub const fn level(at: Duration, held: u64) -> Self {
+        Self {
+            at,
+            held,
+            made: 0,
+            gone: 0,
+            aged: None,
+        }
+    }
+}
+
 /// What is held in things of at least each of [`AGES`], in units of
 /// [`Sample::held`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,8 +66,10 @@ const MOST_CELLS: usize = 40;
 const MOST_AGED: usize = 24;
 /// The width of a cell at first.
 const FIRST_WIDTH_MS: u64 = 1000;
-/// A width of 2^22 s, two months a cell, is never exceeded.
-const MOST_SHIFT: u8 = 22;
+/// No time is later: 35 years.
+const LATEST_MS: u64 = 1 << 40;
+/// Cells of two years hold that.
+const MOST_SHIFT: u8 = 26;
 /// Between two looks more time than this passed, and ten times the usual: a pause.
 const PAUSE_MS: u64 = 15_000;
 /// More pauses than this are remembered as one.
@@ -63,6 +80,8 @@ const MOST_PAUSES: usize = 8;
 pub struct History {
     /// The last look, and the first at which anything was held or made.
     seen: Option<Seen>,
+    /// There was a look before, at which nothing was.
+    from_nothing: bool,
     /// Cells in which something changed, by index; the first is always there,
     /// the last is open: its mean is not yet known.
     cells: Vec<Cell>,
@@ -87,6 +106,11 @@ struct Seen {
     integral: f64,
     /// Usual time between two looks.
     usual_ms: u64,
+    /// How often `held` moved from one look to the next, and how often the other
+    /// way than before.
+    moves: u32,
+    turns: u32,
+    falling: bool,
 }
 
 /// From this time lived on, time lived is the trace's less a constant.
@@ -113,9 +137,10 @@ struct Cell {
 
 #[derive(Clone, Copy, Debug)]
 struct AgedCell {
-    until_ms: u64,
+    /// When the last look was, in seconds lived.
+    until: f32,
     /// Mean time of the looks.
-    mid_ms: u64,
+    mid: f32,
     looks: u32,
     held: [f32; 4],
 }
@@ -125,6 +150,7 @@ impl History {
     #[must_use]
     pub const fn new() -> Self {
         Self {
+            from_nothing: false,
             seen: None,
             cells: Vec::new(),
             shift: 0,
@@ -137,6 +163,7 @@ impl History {
     pub fn push(&mut self, sample: Sample) {
         if self.seen.is_none() {
             if sample.held == 0 && sample.made == 0 {
+                self.from_nothing = true;
                 return;
             }
             self.begin(sample);
@@ -148,6 +175,12 @@ impl History {
         seen.last = sample;
         if sample.held != last.held {
             seen.changed_ms = lived_ms;
+            let falling = sample.held < last.held;
+            seen.moves = seen.moves.saturating_add(1);
+            seen.turns = seen
+                .turns
+                .saturating_add(u32::from(falling != seen.falling));
+            seen.falling = falling;
         }
         if jumped {
             self.anchor(lived_ms, millis(sample.at));
@@ -155,7 +188,10 @@ impl History {
         if changed {
             self.change(last);
         }
-        if let Some(aged) = sample.aged {
+        // Of what never changed everything is as old as the trace.
+        if let Some(aged) = sample.aged
+            && !self.never_changed()
+        {
             self.look_at_ages(aged);
         }
     }
@@ -201,6 +237,18 @@ impl History {
         )
     }
 
+    /// Whether all of it came at once, while it was watched.
+    pub(super) fn came_at_once(&self) -> bool {
+        self.from_nothing && self.steady() == self.lived()
+    }
+
+    /// Whether it moves up and down from look to look, in no direction for long.
+    pub(super) fn trembles(&self) -> bool {
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| seen.turns > seen.moves / 2)
+    }
+
     /// The first and the last look.
     pub(super) fn ends(&self) -> Option<(Sample, Sample)> {
         self.seen.as_ref().map(|seen| (seen.first, seen.last))
@@ -235,7 +283,6 @@ impl History {
         let width_ms = FIRST_WIDTH_MS << shift;
         let mut grid = Grid {
             width: width_ms as f64 / 1000.0,
-            last_width: (seen.lived_ms % width_ms) as f64 / 1000.0,
             cells: Vec::new(),
         };
         let mut made = seen.first.made;
@@ -263,12 +310,21 @@ impl History {
     /// For one of [`AGES`]: seconds lived, and what was held in things of that age;
     /// only from when there could be any.
     pub(super) fn aged(&self, age: usize) -> Vec<(f64, f64)> {
-        let least = AGES[age].as_millis() as u64;
+        let least = AGES[age].as_secs_f32();
         self.aged
             .iter()
-            .filter(|cell| cell.mid_ms > least)
-            .map(|cell| (cell.mid_ms as f64 / 1000.0, f64::from(cell.held[age])))
+            .filter(|cell| cell.mid > least)
+            .map(|cell| (f64::from(cell.mid), f64::from(cell.held[age])))
             .collect()
+    }
+
+    /// The same, had nobody read the live table.
+    #[cfg(test)]
+    pub(super) fn without_ages(&self) -> Self {
+        Self {
+            aged: Vec::new(),
+            ..self.clone()
+        }
     }
 
     fn begin(&mut self, sample: Sample) {
@@ -280,7 +336,11 @@ impl History {
             summed_ms: 0,
             integral: 0.0,
             usual_ms: 0,
+            moves: 0,
+            turns: 0,
+            falling: false,
         });
+        reserve(&mut self.cells, MOST_CELLS + 1);
         self.cells.push(Cell::still(0, 0.0, 0.0, sample.made));
         self.anchor(0, millis(sample.at));
     }
@@ -288,6 +348,7 @@ impl History {
     fn anchor(&mut self, lived_ms: u64, at_ms: u64) {
         let anchor = Anchor { lived_ms, at_ms };
         self.pauses.truncate(MOST_PAUSES - 1);
+        reserve(&mut self.pauses, MOST_PAUSES);
         self.pauses.push(anchor);
     }
 
@@ -314,10 +375,7 @@ impl History {
             let things = open.things;
             seen.summed_ms = u64::from(index) * width;
             seen.integral = 0.0;
-            if self.cells.len() == self.cells.capacity() {
-                let room = MOST_CELLS + 1 - self.cells.len();
-                self.cells.reserve_exact(self.cells.len().min(room));
-            }
+            reserve(&mut self.cells, MOST_CELLS + 1);
             self.cells
                 .push(Cell::still(index, was as f32, things, before.made));
         }
@@ -361,10 +419,11 @@ impl History {
 
     fn look_at_ages(&mut self, aged: Aged) {
         let Some(seen) = &self.seen else { return };
-        let now = seen.lived_ms;
+        let now = (seen.lived_ms as f64 / 1000.0) as f32;
+        reserve(&mut self.aged, MOST_AGED + 1);
         self.aged.push(AgedCell {
-            until_ms: now,
-            mid_ms: now,
+            until: now,
+            mid: now,
             looks: 1,
             held: aged.held.map(|held| held as f32),
         });
@@ -372,17 +431,14 @@ impl History {
             return;
         }
         // The pair that together spans the least time: the oldest of those.
-        let mut narrowest = (u64::MAX, 0);
-        for pair in 0..self.aged.len() - 1 {
-            let from = if pair == 0 {
-                0
-            } else {
-                self.aged[pair - 1].until_ms
-            };
-            let span = self.aged[pair + 1].until_ms.saturating_sub(from);
+        let mut narrowest = (f32::INFINITY, 0);
+        let mut from = 0.0;
+        for (pair, both) in self.aged.windows(2).enumerate() {
+            let span = both[1].until - from;
             if span < narrowest.0 {
                 narrowest = (span, pair);
             }
+            from = both[0].until;
         }
         let later = self.aged.remove(narrowest.1 + 1);
         self.aged[narrowest.1].join(&later);
@@ -403,7 +459,7 @@ impl Seen {
                 0 => passed,
                 usual => (usual * 7 + passed.min(usual * 2)).div_ceil(8),
             };
-            self.lived_ms += passed;
+            self.lived_ms = (self.lived_ms + passed).min(LATEST_MS);
             return false;
         }
         let made = self.last.made.saturating_sub(self.first.made);
@@ -415,7 +471,7 @@ impl Seen {
             let due = more as f64 / made as f64 * self.lived_ms as f64;
             (due as u64).clamp(self.usual_ms, passed)
         };
-        self.lived_ms += lived;
+        self.lived_ms = (self.lived_ms + lived).min(LATEST_MS);
         lived != passed
     }
 
@@ -473,9 +529,8 @@ impl AgedCell {
         for (held, other) in self.held.iter_mut().zip(later.held) {
             *held = (f64::from(*held) * (1.0 - share) + f64::from(other) * share) as f32;
         }
-        let ahead = later.mid_ms.saturating_sub(self.mid_ms);
-        self.mid_ms += (ahead as f64 * share) as u64;
-        self.until_ms = later.until_ms;
+        self.mid += ((f64::from(later.mid) - f64::from(self.mid)) * share) as f32;
+        self.until = later.until;
         self.looks = self.looks.saturating_add(later.looks);
     }
 }
@@ -504,6 +559,159 @@ fn merge_pairs(cells: &mut Vec<Cell>) {
     *cells = merged;
 }
 
+/// Makes room for one more: twice as much, but never more than for so many.
+fn reserve<T>(full: &mut Vec<T>, most: usize) {
+    if full.len() == full.capacity() {
+        let room = most.saturating_sub(full.len()).max(1);
+        full.reserve_exact(full.len().clamp(1, room));
+    }
+}
+
 fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(time.as_millis()).map_or(LATEST_MS, |millis| millis.min(LATEST_MS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(millis: u64, held: u64, made: u64) -> Sample {
+        Sample {
+            at: Duration::from_millis(millis),
+            held,
+            made,
+            gone: 0,
+            aged: None,
+        }
+    }
+
+    fn history(samples: impl IntoIterator<Item = Sample>) -> History {
+        let mut history = History::new();
+        samples.into_iter().for_each(|sample| history.push(sample));
+        history
+    }
+
+    fn size(history: &History) -> usize {
+        size_of::<History>()
+            + history.cells.capacity() * size_of::<Cell>()
+            + history.aged.capacity() * size_of::<AgedCell>()
+            + history.pauses.capacity() * size_of::<Anchor>()
+    }
+
+    #[test]
+    fn a_site_that_never_changes_is_small() {
+        let history = history((0..10_000).map(|second| Sample {
+            aged: Some(Aged {
+                held: [4096, 4096, 4096, 0],
+            }),
+            ..sample(second * 1000, 4096, 1)
+        }));
+        assert_eq!(history.cells.len(), 1);
+        assert!(size(&history) < 400, "{} bytes", size(&history));
+        assert_eq!(history.steady(), Duration::from_secs(9999));
+        assert!(history.never_changed());
+    }
+
+    #[test]
+    fn a_site_that_always_changes_is_bounded() {
+        let mut history = History::new();
+        for second in 0..100_000 {
+            history.push(Sample {
+                aged: Some(Aged { held: [second; 4] }),
+                ..sample(second * 1000, second * 77 % 1000, second)
+            });
+            assert!(history.cells.len() <= MOST_CELLS && history.aged.len() <= MOST_AGED);
+        }
+        assert!(size(&history) < 2500, "{} bytes", size(&history));
+    }
+
+    #[test]
+    fn a_change_after_hours_keeps_the_resolution_of_others() {
+        let mut samples: Vec<Sample> = (0..20).map(|s| sample(s * 1000, s + 1, s)).collect();
+        samples.extend((20..50_000).map(|s| sample(s * 1000, 20, 19)));
+        let history = history(samples);
+        assert_eq!(history.shift, 0);
+        assert_eq!(history.cells.len(), 20);
+    }
+
+    #[test]
+    fn cells_keep_lowest_highest_and_mean_when_they_widen() {
+        let held =
+            |second: u64| 1000 + second * 10 + if second.is_multiple_of(7) { 500 } else { 0 };
+        let history = history((0..=1280).map(|second| sample(second * 1000, held(second), second)));
+        let grid = history.grid(40);
+        assert_eq!(grid.width, 64.0);
+        for (index, cell) in grid.whole().iter().enumerate() {
+            let seconds = index as u64 * 64..(index as u64 + 1) * 64;
+            // What was held when the cell began belongs to it, too.
+            let before = seconds.start.saturating_sub(1);
+            let values = || (before..seconds.end).map(|second| held(second) as f64 - 1500.0);
+            assert_eq!(cell.high, values().fold(f64::NEG_INFINITY, f64::max));
+            assert_eq!(cell.low, values().fold(f64::INFINITY, f64::min));
+            let mean = seconds
+                .clone()
+                .map(|s| held(s) as f64 - 1500.0)
+                .sum::<f64>()
+                / 64.0;
+            assert!((cell.mean - mean).abs() < 20.0, "{} {mean}", cell.mean);
+        }
+    }
+
+    #[test]
+    fn the_grid_fills_what_did_not_change() {
+        let mut samples: Vec<Sample> = (0..=100).map(|s| sample(s * 1000, 10, 1)).collect();
+        samples.extend((101..=200).map(|s| sample(s * 1000, 30, 2)));
+        let grid = history(samples).grid(40);
+        let means: Vec<f64> = grid.whole().iter().map(|cell| cell.mean).collect();
+        assert!(means[..12].iter().all(|mean| *mean == 0.0), "{means:?}");
+        assert!(means[13..].iter().all(|mean| *mean == 20.0), "{means:?}");
+        let made: f64 = grid.whole().iter().map(|cell| cell.made).sum();
+        assert_eq!(made, 1.0);
+    }
+
+    #[test]
+    fn what_was_made_by_a_time_is_known_between_looks() {
+        let history = history((0..=1000).map(|second| sample(5000 + second * 1000, 1, second * 3)));
+        assert_eq!(history.made_by(Duration::from_secs(1)), 0);
+        assert_eq!(history.made_by(Duration::from_secs(5000)), 3000);
+        for second in [10, 100, 333, 777, 999] {
+            let made = history.made_by(Duration::from_secs(5 + second));
+            assert!(made.abs_diff(second * 3) <= 6, "{made} by {second}");
+        }
+    }
+
+    #[test]
+    fn it_begins_when_something_is_held() {
+        let mut samples: Vec<Sample> = (0..500).map(|second| sample(second * 1000, 0, 0)).collect();
+        samples.extend((500..=600).map(|second| sample(second * 1000, second, second)));
+        assert_eq!(history(samples).lived(), Duration::from_secs(100));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_or_stands_still_takes_no_time() {
+        let times = [10_000, 11_000, 12_000, 3000, 4000, 4000, 4000, 5000];
+        let history = history(
+            times
+                .iter()
+                .zip(1..)
+                .map(|(at, held)| sample(*at, held, held)),
+        );
+        assert_eq!(history.lived(), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_pause_counts_as_far_as_things_were_made() {
+        let before: Vec<Sample> = (0..=100)
+            .map(|s| sample(s * 1000, s + 1, (s + 1) * 10))
+            .collect();
+        let lived = |made: u64| {
+            let mut samples = before.clone();
+            samples.push(sample(4_000_000, 200, made));
+            history(samples).lived().as_secs()
+        };
+        // The machine was suspended; leaktrace was stopped for 100 s; for all of it.
+        assert_eq!(lived(1020), 101);
+        assert_eq!(lived(2010), 200);
+        assert_eq!(lived(1_000_000), 4000);
+    }
 }

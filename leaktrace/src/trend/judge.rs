@@ -1,274 +1,231 @@
-//! The verdict: from what was kept of a site to what it comes to.
+//! The verdict: from what was kept of something to what it comes to.
 
 use std::time::Duration;
 
 use super::{
-    bend::Bend,
-    grid::{Grid, GridCell},
-    history::{AGES, History},
-    line::{Line, Point},
+    grid::Grid,
+    history::{History, Sample},
+    line::{Line, Point, growth},
     teeth::Teeth,
+    view::{self, Rise, View},
 };
 use crate::model::{Rate, Trend, Verdict};
 
 /// Shorter than this tells nothing.
 const EARLY: Duration = Duration::from_secs(60);
-/// Cells that are looked at.
+/// At most so many cells are looked at, at least half as many after a minute.
 const CELLS: u64 = 40;
-/// A score above which a rise is believed.
-const BELIEVED: f64 = 3.2;
-
-/// One way to look at a site: each shows a leak at the same rate, and each shows
-/// other things less.
-#[derive(Clone, Debug)]
-struct View {
-    line: Line,
-    points: Vec<Point>,
-    aged: bool,
-}
-
-impl View {
-    fn of(points: Vec<Point>, aged: bool) -> Option<Self> {
-        let line = Line::through(&points)?;
-        Some(Self { line, points, aged })
-    }
-
-    /// Whether it excludes a rise at this rate.
-    fn contradicts(&self, slope: f64) -> bool {
-        self.line.slope + 2.0 * self.line.error < 0.4 * slope
-    }
-
-    /// The later part of it.
-    fn late(&self, share: f64) -> Option<Self> {
-        let (first, last) = (self.points.first()?.0, self.points.last()?.0);
-        let from = last - (last - first) * share;
-        let points: Vec<Point> = self
-            .points
-            .iter()
-            .copied()
-            .filter(|p| p.0 >= from)
-            .collect();
-        let line = Line::through(&points)?;
-        Some(Self {
-            line,
-            points,
-            aged: self.aged,
-        })
-    }
-}
+/// What moves up and down falls back by this share of what it held.
+const DEEP: f64 = 0.4;
 
 impl History {
     /// What it comes to.
     #[must_use]
     pub fn judge(&self) -> Trend {
         let observed = self.lived();
-        let early = observed < EARLY;
+        let trend = |verdict, confidence| Trend {
+            verdict,
+            confidence,
+            rate: Rate::default(),
+            observed,
+            steady: None,
+            period: None,
+        };
+        let Some((first, last)) = self.ends() else {
+            return trend(Verdict::TooEarly, 0.0);
+        };
         if self.never_changed() {
-            return Trend {
-                verdict: if early {
-                    Verdict::TooEarly
+            return if observed < EARLY {
+                trend(Verdict::TooEarly, 0.0)
+            } else {
+                let verdict = if self.came_at_once() {
+                    Verdict::OneOff
                 } else {
                     Verdict::Flat
-                },
-                confidence: if early { 0.0 } else { 1.0 },
-                rate: Rate::default(),
-                observed,
-                steady: (!early).then_some(observed),
-                period: None,
+                };
+                Trend {
+                    steady: Some(observed),
+                    ..trend(verdict, confidence(verdict, observed))
+                }
             };
         }
         let grid = self.grid(CELLS);
-        let views = views(self, &grid);
-        let mut judge = Judge {
+        let judge = Judge {
+            views: view::views(self, &grid),
+            load: load(&grid),
+            teeth: Teeth::of(&grid.cells, first.held as f64, DEEP),
             history: self,
             grid: &grid,
-            views,
-            observed,
+            first,
+            last,
         };
-        judge.verdict(early)
+        judge.trend(observed)
     }
 }
 
 struct Judge<'a> {
     history: &'a History,
     grid: &'a Grid,
+    first: Sample,
+    last: Sample,
     views: Vec<View>,
-    observed: Duration,
-}
-
-/// What the growth comes to.
-enum Rise {
-    None,
-    Steady(Line, f64),
-    Slowing(Line, f64),
+    /// By how much more is made at the end than at the beginning.
+    load: f64,
+    teeth: Teeth,
 }
 
 impl Judge<'_> {
-    fn verdict(&mut self, early: bool) -> Trend {
-        let cells = self.grid.whole();
-        let range = range(cells);
-        let teeth = Teeth::of(cells, range * 0.25);
+    fn trend(&self, observed: Duration) -> Trend {
         let rise = self.rise();
-        let line = match &rise {
-            Rise::Steady(line, _) | Rise::Slowing(line, _) => Some(*line),
-            Rise::None => self.best(),
-        };
-        let rate = line.map_or(Rate::default(), |line| {
-            let (low, high) = line.bounds();
-            Rate {
-                per_minute: line.slope * 60.0,
-                low: low * 60.0,
-                high: high * 60.0,
-            }
-        });
-        let (first, last) = self.history.ends().unzip();
-        let (first, last) = match (first, last) {
-            (Some(first), Some(last)) => (first, last),
-            _ => unreachable!("it changed"),
-        };
-        let made = last.made - first.made.min(last.made);
-        let gone = last.gone - first.gone.min(last.gone);
         let steady = self.history.steady();
-        let mut trend = Trend {
-            verdict: Verdict::Flat,
-            confidence: 0.5,
-            rate,
-            observed: self.observed,
-            steady: None,
-            period: None,
+        let verdict = self.verdict(&rise, observed, steady);
+        let line = match rise {
+            Rise::Steady(line) | Rise::Slowing(line) => Some(line),
+            Rise::None => self.surest(),
         };
-        let deep = teeth.depth > 0.4 * (teeth.peak + first.held as f64).max(1.0);
-        if deep && let Some(period) = teeth.period() {
-            trend.period = Some(Duration::from_secs_f64(period * self.grid.width));
-        }
-        (trend.verdict, trend.confidence) = match rise {
-            _ if early => (Verdict::TooEarly, 0.0),
-            Rise::Steady(_, score) => (Verdict::Growing, 1.0 - 0.5 * (-score / 3.0).exp()),
-            Rise::Slowing(_, score) => (Verdict::Filling, 1.0 - 0.5 * (-score / 3.0).exp()),
-            Rise::None if steady * 2 >= self.observed && gone * 4 <= made => {
-                trend.steady = Some(steady);
-                (Verdict::OneOff, 0.9)
+        let is_steady = matches!(verdict, Verdict::OneOff | Verdict::Flat);
+        let swings = matches!(verdict, Verdict::Growing | Verdict::Sawtooth);
+        let period = self.teeth.period().filter(|_| swings);
+        Trend {
+            verdict,
+            confidence: match (verdict, rise) {
+                (Verdict::Growing, Rise::Steady(line)) => {
+                    confidence(verdict, observed) - 0.1 * (view::BELIEVED - line.score()).exp()
+                }
+                _ => confidence(verdict, observed),
             }
-            Rise::None if teeth.troughs.len() >= 2 && deep => (Verdict::Sawtooth, 0.8),
-            Rise::None if teeth.troughs.len() == 1 && deep => (Verdict::TooEarly, 0.8),
-            Rise::None if gone * 2 >= made => (Verdict::Churn, 0.8),
-            Rise::None => (Verdict::Flat, 0.6),
-        };
-        trend
+            .clamp(0.0, 1.0),
+            rate: match line {
+                Some(line) if !is_steady => rate(&line),
+                _ => Rate::default(),
+            },
+            observed,
+            steady: (is_steady && steady * 2 >= observed).then_some(steady),
+            period: period.map(|cells| Duration::from_secs_f64(cells * self.grid.width)),
+        }
     }
 
-    fn best(&self) -> Option<Line> {
-        let lines = self.views.iter().map(|view| view.line);
-        lines.min_by(|a, b| a.error.total_cmp(&b.error))
+    fn moved_once(&self) -> bool {
+        self.grid.moving() * 10 <= self.grid.whole().len()
     }
 
+    fn verdict(&self, rise: &Rise, observed: Duration, steady: Duration) -> Verdict {
+        let made = self.last.made.saturating_sub(self.first.made);
+        let gone = self.last.gone.saturating_sub(self.first.gone);
+        // Half of the time nothing happened.
+        let still = steady * 2 >= observed && self.grid.quiet() * 2 >= self.grid.whole().len();
+        let rises_for_good =
+            !self.teeth.falling && matches!(rise, Rise::Steady(line) if line.score() > 8.0);
+        let too_few = self.teeth.too_few(self.grid.cells.len()) && !rises_for_good;
+        if observed < EARLY || too_few {
+            return Verdict::TooEarly;
+        }
+        match rise {
+            Rise::Steady(_) => Verdict::Growing,
+            Rise::Slowing(_) => Verdict::Filling,
+            Rise::None if still && (self.history.came_at_once() || self.moved_once()) => {
+                Verdict::OneOff
+            }
+            Rise::None if still => Verdict::Flat,
+            Rise::None if self.teeth.troughs.len() > 1 && !self.history.trembles() => {
+                Verdict::Sawtooth
+            }
+            // Rises, but not so that anything could be said of how.
+            Rise::None if gone < made / 2 && self.grid.rises_late() => Verdict::Filling,
+            Rise::None if made > 0 && gone >= made / 10 => Verdict::Churn,
+            Rise::None => Verdict::Flat,
+        }
+    }
+
+    /// Whether it rises for good: by the clearest view that no other excludes.
     fn rise(&self) -> Rise {
-        let straight = self
-            .views
-            .iter()
-            .filter(|view| view.line.score() >= BELIEVED)
+        let Some(view) = self.straightest().or(self.views.first()) else {
+            return Rise::None;
+        };
+        if self.follows_load(view) {
+            return Rise::None;
+        }
+        let rise = view.rise();
+        let Rise::Steady(line) = rise else {
+            return rise;
+        };
+        // The number of things may show more clearly than their size that it slows.
+        let slows = view::things(self.grid)
+            .filter(|things| things.line.score() > 0.7 * view.line.score())
+            .filter(View::slows)
+            .is_some_and(|things| matches!(things.rise(), Rise::Slowing(_)));
+        if slows { Rise::Slowing(line) } else { rise }
+    }
+
+    fn straightest(&self) -> Option<&View> {
+        let views = self.views.iter();
+        views
+            .filter(|view| view.line.score() >= view::BELIEVED && !self.follows_load(view))
             .filter(|view| {
                 !self
                     .views
                     .iter()
-                    .any(|other| other.contradicts(view.line.slope))
+                    .any(|other| other.excludes(view.line.slope))
             })
-            .max_by(|a, b| a.line.score().total_cmp(&b.line.score()));
-        let Some(view) = straight.or(self.views.first()) else {
-            return Rise::None;
-        };
-        let bend = Bend::of(&view.points, view.line.carried);
-        let score = match (straight, bend) {
-            (Some(view), _) => view.line.score(),
-            (None, Some(bend)) if bend.score >= BELIEVED => bend.score,
-            _ => return Rise::None,
-        };
-        let late = view.late(0.5);
-        let goes_on = |rate: f64| {
-            late.as_ref()
-                .is_none_or(|late| late.line.score() >= 2.0 && !late.contradicts(rate))
-        };
-        if let Some(bend) = bend.filter(|bend| bend.evidence > 9.0 && bend.remaining < 0.75) {
-            if let Some((beyond, evidence)) = bend.beyond
-                && beyond.score() > 4.0
-                && evidence > 9.0
-                && goes_on(beyond.slope)
-            {
-                return Rise::Steady(beyond, beyond.score());
-            }
-            return Rise::Slowing(view.line, score);
-        }
-        if goes_on(view.line.slope) {
-            Rise::Steady(view.line, score)
+            .max_by(|a, b| a.line.score().total_cmp(&b.line.score()))
+    }
+
+    fn surest(&self) -> Option<Line> {
+        let lines = self.views.iter().map(|view| view.line);
+        lines.min_by(|a, b| a.error.total_cmp(&b.error))
+    }
+
+    /// Whether no more rises than is made: what is held of a churn follows a load
+    /// that rises.
+    fn follows_load(&self, view: &View) -> bool {
+        // All views of what is held do when the finest does.
+        let (view, base) = if view.aged {
+            (Some(view), 0.0)
         } else {
-            Rise::Slowing(view.line, score)
-        }
+            (self.views.first(), self.first.held as f64)
+        };
+        view.is_some_and(|view| {
+            // Of a leak under a load that rises in a line, at least half as much more.
+            let follows = (1.7 * self.load).min(1.65).max(1.35 * self.load);
+            growth(&view.points, &view.line, base) < follows
+        })
     }
 }
 
-fn views(history: &History, grid: &Grid) -> Vec<View> {
-    let cells = grid.whole();
-    let mut views = Vec::new();
-    let skip = usize::from(cells.len() > 6);
-    let mid = |from: usize, to: usize| (from + to) as f64 * 0.5 * grid.width;
-    let cells_at = |of: fn(&GridCell) -> f64| -> Vec<Point> {
-        let points = cells.iter().enumerate().skip(skip);
-        points.map(|(i, cell)| (mid(i, i + 1), of(cell))).collect()
+/// By how much more is made at the end, as a share of the mean; 0 when that may be
+/// chance.
+fn load(grid: &Grid) -> f64 {
+    let cells = grid.whole().iter().enumerate().skip(1);
+    let made: Vec<Point> = cells
+        .map(|(index, cell)| (index as f64, cell.made))
+        .collect();
+    match Line::through(&made) {
+        Some(line) if line.score() > 2.0 => growth(&made, &line, 0.0),
+        _ => 0.0,
+    }
+}
+
+fn rate(line: &Line) -> Rate {
+    let (low, high) = line.bounds();
+    Rate {
+        per_minute: line.slope * 60.0,
+        low: low * 60.0,
+        high: high * 60.0,
+    }
+}
+
+/// How often a verdict is right after so long, by the generated series (those
+/// included of which nobody can tell): `GROWING` when it leaks, any other when it
+/// doesn't. What remains in doubt is mostly a cache that still fills in a straight
+/// line, or batches longer than the observation, and dwindles as time passes.
+fn confidence(verdict: Verdict, observed: Duration) -> f64 {
+    let doubt = match verdict {
+        Verdict::Growing => 0.28,
+        Verdict::Filling => 0.35,
+        Verdict::Sawtooth | Verdict::Flat => 0.16,
+        Verdict::Churn => 0.07,
+        Verdict::OneOff => 0.02,
+        Verdict::TooEarly => return 0.0,
     };
-    views.extend(View::of(cells_at(|cell| cell.mean), false));
-    views.extend(View::of(cells_at(|cell| cell.low), false));
-    // What is held of a churn follows how much is made.
-    let pace = cells_at(|cell| cell.made);
-    if let Some(line) = Line::through(&pace)
-        && line.score().abs() > 3.0
-    {
-        let paces: Vec<f64> = pace.iter().map(|point| point.1).collect();
-        let points = cells_at(|cell| cell.mean);
-        views.extend(Line::beyond(&points, &paces).map(|line| View {
-            line,
-            points,
-            aged: false,
-        }));
-    }
-    for scale in [2, 3, 4, 6] {
-        let mut points: Vec<Point> = Vec::new();
-        let mut end = cells.len();
-        while end >= skip + scale {
-            let part = &cells[end - scale..end];
-            let low = part
-                .iter()
-                .map(|cell| cell.low)
-                .fold(f64::INFINITY, f64::min);
-            points.push((mid(end - scale, end), low));
-            end -= scale;
-        }
-        points.reverse();
-        if points.len() >= 6 {
-            views.extend(View::of(points, false));
-        }
-    }
-    let lived = history.lived().as_secs_f64();
-    for age in 1..AGES.len() {
-        let points = history.aged(age);
-        let span = points
-            .last()
-            .zip(points.first())
-            .map_or(0.0, |(l, f)| l.0 - f.0);
-        if points.len() >= 6 && span >= 0.4 * lived {
-            views.extend(View::of(points, true));
-        }
-    }
-    views
-}
-
-fn range(cells: &[GridCell]) -> f64 {
-    let high = cells
-        .iter()
-        .map(|cell| cell.high)
-        .fold(f64::NEG_INFINITY, f64::max);
-    let low = cells
-        .iter()
-        .map(|cell| cell.low)
-        .fold(f64::INFINITY, f64::min);
-    (high - low).max(0.0)
+    1.0 - doubt * (observed.as_secs_f64() / 60.0).max(1.0).powf(-0.6)
 }

@@ -34,6 +34,8 @@ pub(super) struct Line {
     pub freedom: f64,
     /// Share of an error that is carried to the next point.
     pub carried: f64,
+    /// How far points are off the first line.
+    pub spread: f64,
 }
 
 /// Scores are not told apart above this.
@@ -44,32 +46,31 @@ const NINETY: f64 = 1.645;
 impl Line {
     /// The straight line through points in the order of time; `None` for too few.
     pub fn through(points: &[Point]) -> Option<Self> {
+        Self::carrying(points, 0.0)
+    }
+
+    /// The same, when it is known that at least so much is carried.
+    pub fn carrying(points: &[Point], least: f64) -> Option<Self> {
         if points.len() < 3 {
             return None;
         }
         let slope = theil_sen(points)?;
-        Self::with_carried(points, carried(points, slope))
+        let (carried, spread) = errors(points, slope);
+        let line = Self::with_carried(points, carried.max(least))?;
+        Some(Self { spread, ..line })
     }
 
-    /// The same, when it is known how much is carried.
     fn with_carried(points: &[Point], carried: f64) -> Option<Self> {
         let times = whiten(points.iter().map(|point| point.0), carried);
         let values = whiten(points.iter().map(|point| point.1), carried);
         let level = whiten(points.iter().map(|_| 1.0), carried);
         let fit = Fit::of(&[&level], &times, &values)?;
-        Some(fit.line(points.len() as f64 - 2.0, carried))
-    }
-
-    /// What rises beyond what follows from something else, which has a value at
-    /// each of the points.
-    pub fn beyond(points: &[Point], other: &[f64]) -> Option<Self> {
-        let carried = Self::through(points)?.carried;
-        let times = whiten(points.iter().map(|point| point.0), carried);
-        let values = whiten(points.iter().map(|point| point.1), carried);
-        let level = whiten(points.iter().map(|_| 1.0), carried);
-        let other = whiten(other.iter().copied(), carried);
-        let fit = Fit::of(&[&level, &other], &times, &values)?;
-        Some(fit.line(points.len() as f64 - 3.0, carried))
+        let mut line = fit.line(points.len() as f64 - 2.0, carried);
+        // Points are kept with 24 bits.
+        let highest = points.iter().map(|point| point.1.abs()).fold(0.0, f64::max);
+        let rounding = highest * f64::from(f32::EPSILON) / fit.weight.sqrt();
+        line.error = line.error.max(rounding);
+        Some(line)
     }
 
     /// How sure it is that it rises: the standard normal deviate that is as
@@ -87,6 +88,16 @@ impl Line {
         let reach = self.error * student_quantile(NINETY, self.freedom);
         (self.slope - reach, self.slope + reach)
     }
+}
+
+/// How much more there is at the end than at the beginning, as a share of the mean,
+/// when `base` is held where points are 0.
+pub(super) fn growth(points: &[Point], line: &Line, base: f64) -> f64 {
+    let (Some(first), Some(last)) = (points.first(), points.last()) else {
+        return 0.0;
+    };
+    let mean = points.iter().map(|point| point.1).sum::<f64>() / points.len() as f64 + base;
+    line.slope * (last.0 - first.0) / mean.max(f64::MIN_POSITIVE)
 }
 
 /// A value less what is carried from its predecessor.
@@ -153,6 +164,7 @@ impl Fit {
             error: (self.rest * self.doubt / freedom / self.weight).sqrt(),
             freedom,
             carried,
+            spread: 0.0,
         }
     }
 }
@@ -206,29 +218,29 @@ pub(super) fn median(values: &mut [f64]) -> Option<f64> {
     Some(*median)
 }
 
-/// The share of an error that is carried to the next point, 0 to 1.
-fn carried(points: &[Point], slope: f64) -> f64 {
+/// Of errors about a slope: the share that is carried to the next point, 0 to 1,
+/// and their standard deviation.
+fn errors(points: &[Point], slope: f64) -> (f64, f64) {
     let count = points.len() as f64;
     let mut errors: Vec<f64> = points.iter().map(|(t, y)| y - slope * t).collect();
     let mean = errors.iter().sum::<f64>() / count;
     errors.iter_mut().for_each(|error| *error -= mean);
-    let squares: f64 = errors[..errors.len() - 1].iter().map(|e| e * e).sum();
-    if squares <= 0.0 {
-        return 0.0;
+    let squares = dot(&errors, &errors);
+    let earlier = &errors[..errors.len() - 1];
+    let (before, products) = (dot(earlier, earlier), dot(earlier, &errors[1..]));
+    if before <= 0.0 {
+        return (0.0, (squares / count).sqrt());
     }
-    let products: f64 = errors.windows(2).map(|pair| pair[0] * pair[1]).sum();
-    let raw = products / squares;
+    let raw = products / before;
     // A line that was fitted takes part of what is carried with it.
     let corrected = if count > 5.0 {
         (count * raw + 2.0) / (count - 4.0)
     } else {
         raw
     };
-    if corrected > 1.0 - 1.0 / count.sqrt() {
-        1.0
-    } else {
-        corrected.max(0.0)
-    }
+    let walk = corrected > 1.0 - 2.6 / count.sqrt();
+    let carried = if walk { 1.0 } else { corrected.max(0.0) };
+    (carried, (squares / count).sqrt())
 }
 
 /// D. L. Wallace, "Bounds on normal approximations to Student's and the chi-square
@@ -244,4 +256,90 @@ fn student_quantile(normal: f64, freedom: f64) -> f64 {
     let shrink = (8.0 * freedom + 1.0) / (8.0 * freedom + 3.0);
     let size = normal / shrink;
     (freedom * (size * size / freedom).exp_m1()).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trend::tests::Random;
+
+    fn points(values: impl IntoIterator<Item = f64>) -> Vec<Point> {
+        let values = values.into_iter().enumerate();
+        values.map(|(index, value)| (index as f64, value)).collect()
+    }
+
+    /// Errors of which a share is carried to the next.
+    fn noise(random: &mut Random, carried: f64, count: usize) -> Vec<f64> {
+        let mut now = 0.0;
+        let errors = (0..count + 20).map(|_| {
+            now = carried * now + random.normal();
+            now
+        });
+        errors.skip(20).collect()
+    }
+
+    #[test]
+    fn an_exact_line_is_found_exactly() {
+        let line = Line::through(&points((0..30).map(|t| 7.0 + 3.0 * f64::from(t)))).unwrap();
+        assert!((line.slope - 3.0).abs() < 1e-9);
+        assert!(line.score() > 20.0, "{}", line.score());
+    }
+
+    #[test]
+    fn one_wild_value_does_not_turn_the_first_line() {
+        let mut values: Vec<f64> = (0..30).map(f64::from).collect();
+        values[29] = 1e6;
+        assert_eq!(theil_sen(&points(values)), Some(1.0));
+    }
+
+    #[test]
+    fn noise_is_seldom_believed_however_it_hangs_together() {
+        for carried in [0.0, 0.5, 0.9, 1.0] {
+            let mut random = Random(5);
+            let believed = (0..1000).filter(|_| {
+                let line = Line::through(&points(noise(&mut random, carried, 36))).unwrap();
+                line.score() > 3.6
+            });
+            let believed = believed.count();
+            assert!(believed <= 15, "{believed} of 1000 with {carried} carried");
+        }
+    }
+
+    #[test]
+    fn bounds_hold_the_slope_about_nine_times_of_ten() {
+        for carried in [0.0, 0.5, 1.0] {
+            let mut random = Random(6);
+            let held = (0..1000).filter(|_| {
+                let errors = noise(&mut random, carried, 36).into_iter().enumerate();
+                let values = errors.map(|(index, error)| error + 0.5 * index as f64);
+                let (low, high) = Line::through(&points(values)).unwrap().bounds();
+                low <= 0.5 && 0.5 <= high
+            });
+            let held = held.count();
+            assert!(held >= 830, "{held} of 1000 with {carried} carried");
+        }
+    }
+
+    #[test]
+    fn steps_count_by_their_number() {
+        let steps = |count: usize| {
+            let every = 36 / count;
+            let values = (0..36).map(|index| (index / every) as f64);
+            Line::through(&points(values)).unwrap().score()
+        };
+        assert!(steps(2) < 3.0, "{}", steps(2));
+        assert!(steps(18) > 3.6, "{}", steps(18));
+    }
+
+    #[test]
+    fn quantiles_are_those_of_the_tables() {
+        for (freedom, quantile) in [(2.0, 2.920), (5.0, 2.015), (30.0, 1.697)] {
+            let ours = student_quantile(NINETY, freedom);
+            assert!(
+                (ours / quantile - 1.0).abs() < 0.02,
+                "{ours} for {quantile}"
+            );
+            assert!((normal_deviate(ours, freedom) - NINETY).abs() < 1e-9);
+        }
+    }
 }

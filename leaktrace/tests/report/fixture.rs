@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use leaktrace::model::{
-    CompleteShare, Completeness, Edge, EndReason, FeatureInfo, Frame, FrameKind, MemorySample,
-    ProcessInfo, ProcessTrends, Rate, Report, SelfCheck, Site, SortKey, Sums, Survival, TraceInfo,
-    Trend, Verdict, VerdictSums, WatchedFileInfo, WhyNot, Without,
+    Advice, Cause, CauseKind, CompleteShare, Completeness, Edge, EndReason, FeatureInfo, Forecast,
+    Frame, FrameKind, Glance, Limit, LimitKind, MemorySample, Movement, ProcessInfo, ProcessTrends,
+    Quantity, Rate, Report, RssGrowth, SelfCheck, Site, SortKey, Sums, Survival, TraceInfo, Trend,
+    Verdict, VerdictSums, WatchEnd, WatchReport, WatchedFileInfo, WhyNot, Without,
 };
 use leaktrace_common::{
     counter::{Counter, CounterBlock},
@@ -319,6 +320,17 @@ pub fn healthy() -> Report {
         bytes: Some(1.0),
     };
     report.memory.rss = Some(8 * GIB + 445 * MIB);
+    report.memory.rss_anon = report.memory_at_start.rss_anon.map(|rss| rss + 240 * MIB);
+    report.rss_growth = Some(RssGrowth {
+        grown: 240 * MIB,
+        swapped: 0,
+        traced: 410 * KIB,
+        causes: vec![Cause {
+            kind: CauseKind::Kept { free: None },
+            bytes: 240 * MIB - 410 * KIB,
+            mostly: None,
+        }],
+    });
     report
 }
 
@@ -400,6 +412,8 @@ pub fn bare() -> Report {
         memory_at_start,
         memory,
         memory_read: Some(Duration::from_secs(60)),
+        rss_growth: None,
+        forecasts: Vec::new(),
         complete: CompleteShare::default(),
         self_check: SelfCheck::default(),
         sites: Vec::new(),
@@ -425,4 +439,126 @@ pub fn with_frames(frames: Vec<Frame>) -> Report {
     report.sites.truncate(1);
     report.sites[0].frames = Arc::from(frames);
     report
+}
+
+/// The first look at a process, and a later one.
+pub fn glances() -> (Glance, Glance) {
+    let report = bare();
+    let first = Glance {
+        memory: report.memory_at_start,
+        heap: Some(7 * GIB),
+        other_mappings: Some(900 * MIB),
+        mapping_count: Some(812),
+        ..Glance::default()
+    };
+    let now = Glance {
+        at: Duration::from_millis(5_013),
+        memory: report.memory,
+        heap: Some(7 * GIB + 40 * MIB),
+        cpus: Some(3.84),
+        ..first
+    };
+    (first, now)
+}
+
+/// A watch in which heap and descriptors grew.
+pub fn watched() -> WatchReport {
+    let movement =
+        |quantity, first, last, verdict, rate: [f64; 3], limit: Option<Limit>| Movement {
+            quantity,
+            first,
+            last,
+            trend: Trend {
+                verdict,
+                confidence: 0.9,
+                rate: Rate {
+                    per_minute: rate[0],
+                    low: rate[1],
+                    high: rate[2],
+                },
+                observed: Duration::from_secs(60),
+                steady: None,
+                period: None,
+            },
+            forecast: limit.map(|limit| Forecast {
+                limit,
+                likely: Duration::from_secs(6_060),
+                earliest: Duration::from_secs(5_900),
+                latest: Some(Duration::from_secs(6_400)),
+            }),
+        };
+    let growing = [44.0, 42.1, 45.3].map(|mib| mib * MIB as f64);
+    let cgroup = Limit {
+        kind: LimitKind::CgroupMemory,
+        most: 12 * GIB,
+        room: 4 * GIB,
+    };
+    let descriptors = Limit {
+        kind: LimitKind::Descriptors,
+        most: 1024,
+        room: 800,
+    };
+    let (first, last) = (8 * GIB, 8 * GIB + 44 * MIB);
+    WatchReport {
+        process: leaking().process,
+        elapsed: Duration::from_secs(60),
+        end: WatchEnd::Over,
+        movements: vec![
+            movement(
+                Quantity::Held,
+                first,
+                last,
+                Verdict::Growing,
+                growing,
+                Some(cgroup),
+            ),
+            movement(
+                Quantity::Anonymous,
+                first - GIB,
+                last - GIB,
+                Verdict::Growing,
+                growing,
+                None,
+            ),
+            movement(
+                Quantity::Heap,
+                7 * GIB,
+                7 * GIB + 44 * MIB,
+                Verdict::Growing,
+                growing,
+                None,
+            ),
+            movement(Quantity::Files, GIB, GIB, Verdict::Flat, [0.0; 3], None),
+            movement(
+                Quantity::Descriptors,
+                212,
+                224,
+                Verdict::Growing,
+                [12.0, 11.2, 13.1],
+                Some(descriptors),
+            ),
+            movement(
+                Quantity::Threads,
+                48,
+                52,
+                Verdict::Filling,
+                [0.4, 0.1, 0.8],
+                None,
+            ),
+            movement(
+                Quantity::MappingCount,
+                812,
+                830,
+                Verdict::TooEarly,
+                [0.0; 3],
+                None,
+            ),
+        ],
+        advice: vec![
+            Advice::TraceHeap {
+                free: Some((600 * MIB, 7 * GIB)),
+            },
+            Advice::Descriptors,
+        ],
+    }
 }

@@ -5,11 +5,14 @@
 #[path = "fixture.rs"]
 mod fixture;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use leaktrace::{
     alert::{Growth, GrowthTest},
-    model::{EndReason, Rate, Report, SortKey, Trend, Verdict, Weight},
+    model::{
+        Advice, CommonCaller, EndReason, Mark, MemorySample, Rate, Report, SortKey, Trend, Verdict,
+        WatchEnd, Weight,
+    },
     report::{
         export::{ExportOptions, Format},
         flamegraph, folded,
@@ -17,6 +20,7 @@ use leaktrace::{
         line::width,
         summary::{self, SummaryOptions},
         table::{self, TableOptions},
+        watch,
     },
 };
 use leaktrace_common::counter::{COUNTERS, Counter};
@@ -106,6 +110,48 @@ fn summaries() {
     golden("summary-healthy.txt", &summary(&fixture::healthy()));
 }
 
+/// Everything that a watch without probes can end with.
+#[test]
+fn watches() {
+    let mut text = watch::title(
+        &fixture::leaking().process,
+        Duration::from_secs(60),
+        Duration::from_secs(1),
+    );
+    let (first, now) = fixture::glances();
+    text += &watch::heading();
+    text += &watch::first_line(&first);
+    text += &watch::line(&first, &now);
+    let mut report = fixture::watched();
+    text += &watch::conclusion(&report, Some(80), false);
+    golden("watch.txt", &text);
+    report.end = WatchEnd::Exited;
+    report.movements.clear();
+    let name = Some(Arc::from("a\x1b[2Jb"));
+    report.advice = vec![
+        Advice::TraceHeap { free: None },
+        Advice::TraceHeap {
+            free: Some((200 << 20, 240 << 20)),
+        },
+        Advice::TraceAllocator("jemalloc"),
+        Advice::TraceInside,
+        Advice::Mappings {
+            mostly: name.clone(),
+            may_be_blocks: false,
+        },
+        Advice::Mappings {
+            mostly: None,
+            may_be_blocks: true,
+        },
+        Advice::Files(name.clone()),
+        Advice::Shared(name),
+        Advice::Threads,
+        Advice::LookLonger,
+        Advice::Nothing,
+    ];
+    golden("watch-advice.txt", &watch::conclusion(&report, None, false));
+}
+
 #[test]
 fn reasons_of_incomplete_stacks_are_ordered_by_what_their_sites_hold() {
     let mut report = fixture::leaking();
@@ -179,6 +225,49 @@ fn the_readme_explains_every_line_about_what_was_not_seen() {
         }
     }
     assert!(text.matches(" 7 ").count() > COUNTERS - 5, "{text}");
+}
+
+#[test]
+fn what_growing_stacks_share_is_named() {
+    let mut report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
+    let mut common = CommonCaller {
+        function: "Session::create(User const&)".to_owned(),
+        stacks: 14,
+        growing: 14,
+        share: 1.0,
+    };
+    report.common_caller = Some(common.clone());
+    let text = summary(&report);
+    let all = "All 14 growing stacks pass through Session::create.";
+    assert!(text.contains(all), "{text}");
+    let text = table(&report, 160);
+    let all = "\n    all 14 growing stacks pass through Session::create\n";
+    assert!(text.contains(all), "{text}");
+    common.stacks = 12;
+    common.share = 0.931;
+    report.common_caller = Some(common);
+    report.site_count = 90;
+    let text = table(&report, 160);
+    let most = "; 12 of 14 growing stacks, with 93 % of the growth, pass through Session::create\n";
+    assert!(text.contains(most), "{text}");
+}
+
+#[test]
+fn after_a_mark_growth_of_rss_counts_from_there_too() {
+    let mut report = fixture::ended(fixture::leaking(), EndReason::Signal("SIGINT"));
+    report.mark = Some(Mark {
+        time: report.trace.started.clone(),
+        at: Duration::from_secs(30),
+        memory: MemorySample {
+            rss: report.memory.rss.map(|rss| rss - 20 * fixture::MIB),
+            ..report.memory
+        },
+        filters: false,
+    });
+    // The mean of 36 MiB per minute, for half a minute.
+    let text = summary(&report);
+    let share = "and makes 90 % of the growth of RSS (+18 of +20 MiB).";
+    assert!(text.contains(share), "{text}");
 }
 
 #[test]

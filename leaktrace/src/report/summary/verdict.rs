@@ -1,13 +1,13 @@
 //! What the report comes to, in the first sentences of the summary.
 
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 
 use leaktrace_common::counter::Counter;
 
 use super::{Page, capital, covered};
 use crate::{
-    model::{EndReason, Report, Site, Trend, Verdict},
-    report::{line::Look, name, quantity, table},
+    model::{EndReason, Forecast, Report, Resource, Site, Trend, Verdict},
+    report::{forecast, growth, line::Look, name, quantity, table},
 };
 
 /// No verdict is given on anything that was observed for less than this.
@@ -28,16 +28,29 @@ pub(super) fn write(report: &Report, page: &mut Page) {
         page.say(Look::Plain, name::clean(note));
     }
     page.say(Look::Plain, beside_rss(report));
-    for (what, trend) in [
-        ("Descriptors", report.trends.descriptors),
-        ("Threads", report.trends.threads),
+    for (what, trend, resource) in [
+        (
+            "Descriptors",
+            report.trends.descriptors,
+            Resource::Descriptors,
+        ),
+        ("Threads", report.trends.threads, Resource::Threads),
     ] {
         if let Some(trend) = trend.filter(|trend| trend.verdict == Verdict::Growing) {
             page.say(
                 Look::Alarm,
                 format!("{what} grew steadily, by {} a minute.", per_minute(&trend)),
             );
+            forecast(report, resource, page);
         }
+    }
+}
+
+/// When a limit of this resource is reached.
+fn forecast(report: &Report, resource: Resource, page: &mut Page) {
+    let of_it = |forecast: &&Forecast| forecast.limit.kind.resource() == resource;
+    if let Some(forecast) = report.forecasts.iter().find(of_it) {
+        page.say(Look::Strong, forecast::sentence(forecast));
     }
 }
 
@@ -150,6 +163,7 @@ fn likely_leaks(report: &Report, page: &mut Page) {
             .map(|text| capital(&text)),
     );
     page.say(Look::Plain, format!("{}.", facts.join(". ")));
+    forecast(report, Resource::Memory, page);
 }
 
 /// `96 % of the growth of RSS (+372 of +388 MiB)`; nothing when memory hardly grew.
@@ -157,11 +171,12 @@ fn share_of_growth(report: &Report) -> Option<String> {
     const NOTEWORTHY: u64 = 1 << 20;
     let resident =
         |sample: &crate::model::MemorySample| Some(sample.rss? + sample.swap.unwrap_or(0));
-    // With a mark, growth counts from there, and RSS was not kept.
-    if report.mark.is_some() || report.memory_read.is_none() {
-        return None;
-    }
-    let grown = resident(&report.memory)?.checked_sub(resident(&report.memory_at_start)?)?;
+    report.memory_read?;
+    let then = report
+        .mark
+        .as_ref()
+        .map_or(&report.memory_at_start, |mark| &mark.memory);
+    let grown = resident(&report.memory)?.checked_sub(resident(then)?)?;
     let minutes = observed(report).as_secs_f64() / 60.0;
     let sites: f64 = growing(report)
         .map(|site| site.growth_per_minute * minutes)
@@ -197,6 +212,7 @@ pub(super) fn others(report: &Report, page: &mut Page) {
                     "Filling: {held}: rises ever more slowly, as a cache on its way to its bound."
                 ),
             ),
+            Verdict::TooEarly if is_early(report) => {}
             Verdict::TooEarly => page.say(Look::Plain, format!("Too early to tell: {held}.")),
             _ => {
                 sites += sums.sites;
@@ -287,9 +303,8 @@ fn per_minute(trend: &Trend) -> String {
     }
 }
 
-/// How far the blocks seen explain what RSS did.
+/// What RSS did, and how far the blocks seen explain it.
 fn beside_rss(report: &Report) -> String {
-    use std::cmp::Ordering;
     let (Some(then), Some(now)) = (report.memory_at_start.rss, report.memory.rss) else {
         return "RSS could not be read.".to_owned();
     };
@@ -300,32 +315,26 @@ fn beside_rss(report: &Report) -> String {
             quantity::duration(report.elapsed)
         );
     }
-    let live = report.totals.live_bytes();
-    let grown = now.saturating_sub(then);
-    let (now_text, grown_text) = (quantity::bytes_fine(now), quantity::bytes_short(grown));
     // RSS was last read before the end, and much may be given back at exit.
     let ended = matches!(
         report.end,
         Some(EndReason::TargetExit | EndReason::TargetExec)
     );
-    if !ended && is_unexplained(report) {
-        let held = match live {
-            0 => "none of it".to_owned(),
-            _ => format!("only {}", quantity::bytes_short(live)),
-        };
-        return format!(
-            "RSS grew {grown_text}, {held} by blocks of malloc: look for mappings, a runtime's own heap, \
-             or free memory that malloc keeps."
-        );
+    let explained = report
+        .rss_growth
+        .as_ref()
+        .filter(|_| !ended)
+        .and_then(|growth| growth::sentences(growth, now));
+    if let Some(explained) = explained {
+        return explained;
     }
+    let (now_text, change) = (
+        quantity::bytes_fine(now),
+        quantity::bytes_short(now.abs_diff(then)),
+    );
     match now.cmp(&then) {
-        Ordering::Less => {
-            format!(
-                "RSS shrank by {}, to {now_text}.",
-                quantity::bytes_short(then - now)
-            )
-        }
+        Ordering::Less => format!("RSS shrank by {change}, to {now_text}."),
         Ordering::Equal => format!("RSS stayed at {now_text}."),
-        Ordering::Greater => format!("RSS grew {grown_text}, to {now_text}."),
+        Ordering::Greater => format!("RSS grew {change}, to {now_text}."),
     }
 }

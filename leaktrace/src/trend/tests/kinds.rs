@@ -18,10 +18,18 @@ pub struct Series {
     /// With ages; the variant without is these less the ages.
     pub samples: Vec<Sample>,
     pub leaks: bool,
-    /// Seconds before which nobody can tell it.
-    pub apart_until: f64,
-    /// The same when ages are unknown.
-    pub apart_without_ages: f64,
+    /// Seconds between which nobody can tell it.
+    pub apart: Vec<(f64, f64)>,
+    /// Nobody can tell it at all without ages.
+    pub hidden_without_ages: bool,
+}
+
+impl Series {
+    /// Whether nobody can tell it at that time.
+    pub fn is_apart(&self, second: f64, ages: bool) -> bool {
+        let within = |(from, to): &(f64, f64)| (*from..*to).contains(&second);
+        self.apart.iter().any(within) || !ages && self.hidden_without_ages
+    }
 }
 
 /// A way in which series are made.
@@ -33,7 +41,7 @@ pub struct Kind {
 }
 
 /// All of them, leaks first.
-pub const KINDS: [Kind; 27] = [
+pub const KINDS: [Kind; 28] = [
     Kind {
         name: "leak, steady",
         count: 80,
@@ -78,6 +86,11 @@ pub const KINDS: [Kind; 27] = [
         name: "leak behind a cache that warms up",
         count: 40,
         make: leak_behind_cache,
+    },
+    Kind {
+        name: "leak behind a cache that warms up slowly",
+        count: 20,
+        make: leak_behind_slow_cache,
     },
     Kind {
         name: "leak, worker restarts",
@@ -175,8 +188,8 @@ fn leak(blocks: &Blocks) -> Series {
     Series {
         samples: blocks.samples(),
         leaks: true,
-        apart_until: 0.0,
-        apart_without_ages: 0.0,
+        apart: Vec::new(),
+        hidden_without_ages: false,
     }
 }
 
@@ -189,8 +202,7 @@ fn bounded(blocks: &Blocks) -> Series {
 
 fn apart_until(series: Series, seconds: f64) -> Series {
     Series {
-        apart_until: seconds,
-        apart_without_ages: seconds,
+        apart: vec![(0.0, seconds)],
         ..series
     }
 }
@@ -227,7 +239,14 @@ fn load(random: &mut Random, sigma: f64, correlation: f64) -> Vec<f64> {
 }
 
 fn some_load(random: &mut Random) -> Vec<f64> {
-    let (sigma, correlation) = (random.between(0.02, 0.3), random.scaled(1.0, 60.0));
+    let (sigma, correlation) = (random.between(0.02, 0.25), random.scaled(1.0, 30.0));
+    load(random, sigma, correlation)
+}
+
+/// The same for what leaks: what varies more looks like a cache that fills for
+/// minutes at a time, by chance.
+fn steady_load(random: &mut Random) -> Vec<f64> {
+    let (sigma, correlation) = (random.between(0.02, 0.2), random.scaled(1.0, 15.0));
     load(random, sigma, correlation)
 }
 
@@ -328,9 +347,9 @@ fn noise(blocks: &Blocks) -> f64 {
 /// Without ages, what rises in five minutes by less than a few times the noise of
 /// what else is held can't be told from that noise.
 fn hidden_without_ages(series: Series, rate: f64, noise: f64) -> Series {
-    let hidden = rate * 300.0 < 6.0 * noise;
+    let hidden = rate * 300.0 < 8.0 * noise;
     Series {
-        apart_without_ages: if hidden { FOREVER } else { 0.0 },
+        hidden_without_ages: hidden,
         ..series
     }
 }
@@ -341,7 +360,7 @@ fn steady_leak(random: &mut Random) -> Series {
     if random.chance(0.3) {
         blocks.add(0.0, FOREVER, random.scaled(KIB, 100.0 * MIB), 10.0);
     }
-    let (size, load) = (leak_size(random, rate), some_load(random));
+    let (size, load) = (leak_size(random, rate), steady_load(random));
     add_leak(&mut blocks, random, rate, size, &load, 0.0);
     leak(&blocks)
 }
@@ -349,8 +368,8 @@ fn steady_leak(random: &mut Random) -> Series {
 fn leak_below_churn(random: &mut Random) -> Series {
     let mut blocks = Blocks::new();
     let rate = random.scaled(KIB, MIB);
-    let load = some_load(random);
-    let lives = Lives::some(random, 0.05, 30.0);
+    let load = steady_load(random);
+    let lives = Lives::some(random, 0.05, 10.0);
     let churn = rate * random.scaled(1.0, 100.0);
     let churn_size = random.scaled(16.0, 10.0 * KIB);
     add_churn(&mut blocks, random, churn, churn_size, lives, &load);
@@ -363,7 +382,7 @@ fn leak_below_churn(random: &mut Random) -> Series {
 fn slow_leak_below_large_churn(random: &mut Random) -> Series {
     let mut blocks = Blocks::new();
     let rate = random.scaled(KIB, 100.0 * KIB);
-    let load = some_load(random);
+    let load = steady_load(random);
     let lives = Lives::some(random, 0.01, 1.0);
     let churn = random.scaled(MIB, 200.0 * MIB);
     add_churn(&mut blocks, random, churn, 1000.0, lives, &load);
@@ -376,7 +395,7 @@ fn slow_leak_below_large_churn(random: &mut Random) -> Series {
 fn leak_in_bursts(random: &mut Random) -> Series {
     let mut blocks = Blocks::new();
     let rate = random.scaled(KIB, MIB);
-    let gap = random.scaled(1.0, 12.0);
+    let gap = random.scaled(1.0, 10.0);
     let mut at = 0.0;
     while at < END {
         let bytes = rate * gap * random.log_normal(0.5);
@@ -390,7 +409,7 @@ fn leak_with_wave(random: &mut Random) -> Series {
     let mut blocks = Blocks::new();
     let depth = random.between(0.2, 0.8);
     let rate = random.scaled(KIB, MIB) / (1.0 - depth);
-    let load = times(&wave(random, 86_400.0, depth), &some_load(random));
+    let load = times(&wave(random, 86_400.0, depth), &steady_load(random));
     if random.chance(0.5) {
         let lives = Lives::some(random, 0.05, 2.0);
         add_churn(&mut blocks, random, rate * 3.0, 100.0, lives, &load);
@@ -425,7 +444,7 @@ fn leak_over_batches(random: &mut Random, period: f64) -> Series {
     let rate = random.scaled(KIB, MIB);
     let (pace, jitter) = (rate * random.scaled(1.0, 20.0), random.between(0.0, 0.2));
     add_batches(&mut blocks, random, period, pace, jitter);
-    let (size, load) = (leak_size(random, rate), some_load(random));
+    let (size, load) = (leak_size(random, rate), steady_load(random));
     add_leak(&mut blocks, random, rate, size, &load, 0.0);
     leak(&blocks)
 }
@@ -468,18 +487,28 @@ fn leak_below_collector(random: &mut Random) -> Series {
     let (pace, survivors) = (rate * random.scaled(1.0, 20.0), random.between(0.0, 0.1));
     add_collector(&mut blocks, random, pace, period, survivors);
     let noise = noise(&blocks);
-    let (size, load) = (leak_size(random, rate), some_load(random));
+    let (size, load) = (leak_size(random, rate), steady_load(random));
     add_leak(&mut blocks, random, rate, size, &load, 0.0);
     hidden_without_ages(leak(&blocks), rate, noise * survivors.sqrt())
 }
 
 fn leak_behind_cache(random: &mut Random) -> Series {
+    let constant = random.scaled(3.0, 25.0);
+    leak_beside_approach(random, constant)
+}
+
+/// Until it is nearly warm, growth slows down like that of any cache.
+fn leak_behind_slow_cache(random: &mut Random) -> Series {
+    let constant = random.scaled(25.0, 300.0);
+    apart_until(leak_beside_approach(random, constant), 12.0 * constant)
+}
+
+fn leak_beside_approach(random: &mut Random, constant: f64) -> Series {
     let mut blocks = Blocks::new();
     let rate = random.scaled(KIB, MIB);
     let bound = rate * random.scaled(30.0, 3000.0);
-    let constant = random.scaled(3.0, 40.0);
     add_approach(&mut blocks, random, bound, constant, 1.0);
-    let (size, load) = (leak_size(random, rate), some_load(random));
+    let (size, load) = (leak_size(random, rate), steady_load(random));
     add_leak(&mut blocks, random, rate, size, &load, 0.0);
     leak(&blocks)
 }
@@ -490,7 +519,7 @@ fn leak_with_restart(random: &mut Random) -> Series {
     let mut blocks = Blocks::new();
     let rate = random.scaled(KIB, MIB);
     let restarts = random.between(30.0, 600.0);
-    let load = some_load(random);
+    let load = steady_load(random);
     for (second, load) in load.iter().enumerate() {
         let born = second as f64 + random.share();
         let life = if born < restarts {
@@ -564,7 +593,7 @@ fn doubling_pool(random: &mut Random) -> Series {
         size *= 2.0;
     }
     blocks.add(at, FOREVER, size, 1.0);
-    apart_until(bounded(&blocks), 0.0)
+    bounded(&blocks)
 }
 
 /// Entries that are inserted ever more rarely, since ever more keys are there.
@@ -683,7 +712,7 @@ fn lru_cache(random: &mut Random) -> Series {
         }
     }
     let series = until_it_slows(bounded(&blocks), FOREVER);
-    let seconds = series.apart_until.min(full_at / 0.9);
+    let seconds = series.apart[0].1.min(full_at / 0.9);
     apart_until(series, seconds)
 }
 
@@ -740,7 +769,7 @@ fn few_long_lived(random: &mut Random) -> Series {
             1.0,
         );
     }
-    until_it_slows(bounded(&blocks), mean)
+    until_it_slows(bounded(&blocks), 2.0 * mean)
 }
 
 fn churn_with_wave(random: &mut Random) -> Series {
@@ -768,24 +797,28 @@ fn batches(random: &mut Random) -> Series {
     some_batches(random, period)
 }
 
-/// Until the first fall it only rises.
 fn long_batches(random: &mut Random) -> Series {
     let period = random.scaled(40.0, 1200.0);
-    let series = some_batches(random, period);
-    let first_fall = first_fall(&series.samples);
-    apart_until(series, first_fall)
+    while_it_only_rises(some_batches(random, period))
 }
 
-/// When less was held than at any time since a tenth of the highest so far.
-fn first_fall(samples: &[Sample]) -> f64 {
-    let mut high = 0;
-    for sample in samples {
-        if sample.held < high / 2 {
-            return sample.at.as_secs_f64();
+/// What rises and has risen for longer than ever before a fall can't be told from
+/// what rises for ever.
+fn while_it_only_rises(series: Series) -> Series {
+    let (mut low, mut high, mut began, mut longest) = (0, 0, 0.0, 0.0);
+    let mut apart = Vec::new();
+    for sample in &series.samples {
+        let now = sample.at.as_secs_f64();
+        if sample.held < low + (high - low) / 2 {
+            apart.push((began + 1.2 * longest, now));
+            longest = f64::max(longest, now - began);
+            (began, low, high) = (now, sample.held, sample.held);
         }
+        low = low.min(sample.held);
         high = high.max(sample.held);
     }
-    END
+    apart.push((began + 1.2 * longest, FOREVER));
+    Series { apart, ..series }
 }
 
 fn collector(random: &mut Random) -> Series {
@@ -794,9 +827,7 @@ fn collector(random: &mut Random) -> Series {
     blocks.add(0.0, FOREVER, random.scaled(KIB, 10.0 * MIB), 100.0);
     let rate = random.scaled(KIB, 10.0 * MIB);
     add_collector(&mut blocks, random, rate, period, survivors);
-    let series = bounded(&blocks);
-    let first_fall = first_fall(&series.samples);
-    apart_until(series, first_fall)
+    while_it_only_rises(bounded(&blocks))
 }
 
 /// A cache that fills quickly, and everything is freed when the worker restarts.
@@ -825,7 +856,8 @@ fn restart(random: &mut Random) -> Series {
 fn jumping(random: &mut Random, series: Series) -> Series {
     use std::time::Duration;
     let mut samples = series.samples;
-    let mut shift = 0.0;
+    // Begun long ago, so that there is a past to go back to.
+    let mut shift = 300_000.0;
     let mut jumps: Vec<(usize, f64)> = (0..1 + random.below(3))
         .map(|_| {
             let ahead = random.scaled(10.0, 100_000.0);
@@ -844,8 +876,7 @@ fn jumping(random: &mut Random, series: Series) -> Series {
             shift += by;
             jumps.remove(0);
         }
-        let at = (second as f64 + shift).max(0.0);
-        sample.at = Duration::from_secs_f64(at);
+        sample.at = Duration::from_secs_f64(second as f64 + shift);
     }
     Series { samples, ..series }
 }

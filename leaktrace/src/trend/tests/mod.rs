@@ -2,5 +2,8 @@
 
 mod blocks;
 mod kinds;
+mod properties;
 mod quality;
 mod random;
+
+pub(super) use random::Random;
