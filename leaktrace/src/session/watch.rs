@@ -256,10 +256,11 @@ impl Watch {
         let mut unbound = self
             .tracer
             .attach(kind, loader, Program::Loader, Scope::Everyone, 0)?;
+        // That in the loader may have been silent as well. Before calls are seen,
+        // which without cookies are those of either set.
+        maps.control().distrust_mappings();
         self.tracer
             .extend(&mut unbound, files, self.program, generation)?;
-        // So may have been the probe in the loader.
-        maps.control().distrust_mappings();
         maps.control().set_generation(generation);
         let mut bound = std::mem::replace(&mut self.attachment, unbound);
         std::thread::spawn(move || bound.detach(|_, _| {}));
