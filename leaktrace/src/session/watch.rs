@@ -428,7 +428,7 @@ impl Watch {
         }
         progress.phase("reading what is held");
         self.sample_memory();
-        let at_end = AtEnd::read(&self.process);
+        let at_end = AtEnd::read(&self.process, self.plan.is_glibc_alone());
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
         let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;
