@@ -55,6 +55,9 @@ pub struct Report {
     /// What the growth of RSS is made of; `None` before the last report, or when
     /// memory could not be read again.
     pub rss_growth: Option<RssGrowth>,
+    /// Limits that are reached if it goes on like this, one of a resource; only in
+    /// the last report.
+    pub forecasts: Vec<Forecast>,
     /// How many of the stacks are complete.
     pub complete: CompleteShare,
     /// Whether the stacks' return addresses can be true.

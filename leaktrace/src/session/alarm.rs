@@ -204,7 +204,7 @@ fn variables(
         ("LIVE_BYTES", figures.live_bytes.to_string()),
         ("LIVE_BLOCKS", figures.live_blocks.to_string()),
         ("GROWTH_PER_MINUTE", growth.unwrap_or_default()),
-        ("GROWING_SITES", figures.growing_sites.to_string()),
+        ("GROWING_SITES", report.growing.len().to_string()),
         ("RSS_BYTES", known(figures.memory.rss)),
         ("MEMORY_LIMIT_BYTES", known(limit)),
         ("TOP_SITE", top.map(name).unwrap_or_default()),
@@ -229,15 +229,14 @@ fn variables(
 
 /// The site that grows fastest, or else the one that holds most.
 fn top_site(report: &Report) -> Option<&Site> {
-    let growth = |site: &Site| {
-        let trend = site.trend.filter(|it| it.verdict == Verdict::Growing);
-        trend.map_or(0.0, |trend| trend.rate.per_minute)
+    let growing = report.growing.first();
+    let largest = || {
+        let sites = report.sites.iter();
+        sites.max_by_key(|site| site.sums.live_bytes())
     };
-    report.sites.iter().max_by(|one, other| {
-        growth(one)
-            .total_cmp(&growth(other))
-            .then(one.sums.live_bytes().cmp(&other.sums.live_bytes()))
-    })
+    growing
+        .and_then(|index| report.sites.get(*index))
+        .or_else(largest)
 }
 
 /// Digits only, for scripts.

@@ -8,7 +8,7 @@ mod calibration;
 mod command;
 mod conclusion;
 mod estimate;
-mod explanation;
+mod memory_account;
 mod messages;
 mod observation;
 mod on_alert;

@@ -20,6 +20,7 @@ use leaktrace_common::counter::Counter;
 use super::{
     PrintFormat, TraceOptions,
     alarm::{Alarm, VerdictWatch},
+    memory_account::{AtEnd, AtStart},
     messages,
     observation::Observation,
     plan::Plan,
@@ -31,7 +32,7 @@ use crate::{
     aggregate::{Aggregator, Selection},
     alert::Firing,
     bpf::Maps,
-    model::{Edge, MemorySample, ProcessInfo, Report, RssGrowth, TraceInfo},
+    model::{Edge, MemorySample, ProcessInfo, Report, TraceInfo},
     output::{Outputs, Written, screen::Screen, terminal::Terminal},
     probe_site::KernelAbility,
     report::{
@@ -55,6 +56,8 @@ pub struct Common {
     pub process: ProcessInfo,
     pub trace: TraceInfo,
     pub memory_at_start: MemorySample,
+    /// What that is made of.
+    pub at_start: AtStart,
     /// Sentences that every report carries.
     pub notes: Vec<String>,
 }
@@ -89,14 +92,13 @@ enum Job {
 /// What the last report is made of.
 pub struct Last {
     pub snapshot: Snapshot,
+    pub at_end: AtEnd,
     /// When events ceased to count.
     pub disabled: Edge,
     /// Sentences that were not known before.
     pub notes: Vec<String>,
     /// The conditions that ended the trace.
     pub fired: Vec<Firing>,
-    /// What the growth of RSS is made of.
-    pub rss_growth: Option<RssGrowth>,
 }
 
 /// The thread and the way to it.
@@ -189,7 +191,7 @@ impl Workshop {
                 Job::Learn(snapshot) => self.observe(&snapshot),
                 Job::Table(snapshot) => self.table(snapshot),
                 Job::Write(snapshot) => {
-                    let report = self.report(snapshot, None);
+                    let report = self.report(snapshot, None, None);
                     let (files, failures) = self.write(&report);
                     let written: Vec<_> = files.into_iter().map(|(_, path)| path).collect();
                     let failures = failures
@@ -213,7 +215,7 @@ impl Workshop {
     }
 
     fn alert(&mut self, snapshot: Snapshot, firings: &[Firing]) {
-        let report = self.report(snapshot, None);
+        let report = self.report(snapshot, None, None);
         let first = firings.first();
         // What comes true at once needs one set of files.
         let label = first.and_then(|firing| self.alarm.snapshot(firing, &report.taken));
@@ -242,8 +244,7 @@ impl Workshop {
             self.aggregator
                 .wait_for_debug_information(&last.snapshot.sums, FETCH_PATIENCE);
         }
-        let mut report = self.report(last.snapshot, None);
-        report.rss_growth = last.rss_growth;
+        let report = self.report(last.snapshot, None, Some(&last.at_end));
         let (files, failures) = self.write(&report);
         for firing in &last.fired {
             self.alarm.raise(firing, &report, &files);
@@ -328,7 +329,7 @@ impl Workshop {
 
     fn table(&mut self, snapshot: Snapshot) {
         let top = self.options.top;
-        let report = self.report(snapshot, Some(top));
+        let report = self.report(snapshot, Some(top), None);
         let line = self.line(&report);
         let Some((screen, fd)) = &self.screen else {
             return;
@@ -365,7 +366,13 @@ impl Workshop {
         }
     }
 
-    fn report(&mut self, mut snapshot: Snapshot, top: Option<usize>) -> Report {
+    /// With what was read at the end, if it is the last.
+    fn report(
+        &mut self,
+        mut snapshot: Snapshot,
+        top: Option<usize>,
+        end: Option<&AtEnd>,
+    ) -> Report {
         self.observe(&snapshot);
         snapshot.counters.events[Counter::LateAllocator as usize] = self.late_allocators;
         let observation = &self.observation;
@@ -383,6 +390,9 @@ impl Workshop {
             },
         };
         let sites = self.aggregator.sites(&snapshot.sums, ages, &selection);
+        let observation = &self.observation;
+        let forecasts = end.map_or_else(Vec::new, |end| end.forecasts(observation, &sites));
+        let rss_growth = end.and_then(|end| end.explain(&self.common.at_start, &snapshot, &sites));
         let mut notes = self.common.notes.clone();
         notes.extend(self.aggregator.symbolizer().notes());
         notes.extend(self.alarm.notes());
@@ -400,7 +410,8 @@ impl Workshop {
             memory_at_start: self.common.memory_at_start,
             memory: snapshot.memory,
             memory_read: snapshot.memory_read,
-            rss_growth: None,
+            rss_growth,
+            forecasts,
             complete: sites.complete,
             self_check: self.aggregator.self_check(),
             sites: sites.sites,

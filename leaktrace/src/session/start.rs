@@ -16,7 +16,7 @@ use super::{
     alarm::{Alarm, VerdictWatch},
     brake::{Brake, CostWatch},
     calibration::{self, Calibration},
-    explanation::Beginning,
+    memory_account::AtStart,
     messages,
     observation::Observation,
     plan::Plan,
@@ -248,7 +248,8 @@ pub fn observe(
     let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
-    let beginning = Beginning::of(&process, memory_at_start);
+    let is_filtered = options.sizes != (0, u64::MAX);
+    let at_start = AtStart::read(&process, &plan, memory_at_start, is_filtered);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);
@@ -288,6 +289,7 @@ pub fn observe(
             process: process.info(),
             trace,
             memory_at_start,
+            at_start,
             notes,
         },
         aggregator: Aggregator::new(symbolizer, code),
@@ -316,7 +318,6 @@ pub fn observe(
         options: options.clone(),
         started: live.started_at,
         cost: CostWatch::new(options.brake, pair_cost, own_system_rate),
-        beginning,
         memory: memory_at_start,
         memory_read: None,
         expected_execs,

@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     TraceOptions,
     brake::{Brake, CostWatch, Period},
-    explanation::Beginning,
+    memory_account::AtEnd,
     plan::Plan,
     progress::Progress,
     reporter::{Finished, Last, Reporter},
@@ -57,7 +57,6 @@ pub struct Watch {
     pub started: Instant,
     pub cost: CostWatch,
     pub clock: Option<CpuClock>,
-    pub beginning: Beginning,
     pub memory: MemorySample,
     /// When `memory` was read, since the start; `None` for at the start.
     pub memory_read: Option<Duration>,
@@ -72,7 +71,7 @@ pub struct Watch {
     /// When the mark was set, on the clock of blocks.
     pub mark_ns: Option<u64>,
     pub alerts: Alerts,
-    /// How live bytes moved lately.
+    /// How live bytes moved lately, since the mark at most.
     pub recent: Recent,
     /// How many sites grow, as the reporter has found out.
     pub growing_sites: Arc<AtomicUsize>,
@@ -363,6 +362,7 @@ impl Watch {
     fn mark(&mut self, maps: &Maps, reporter: &Reporter, rate: &mut AllocRate) -> Result<()> {
         // First the time: what is made from now on may be in the sums already.
         self.mark_ns = Some(snapshot::now_ns());
+        self.recent = Recent::default();
         reporter.mark(self.snapshot(maps, rate, false)?);
         Ok(())
     }
@@ -427,13 +427,9 @@ impl Watch {
         }
         progress.phase("reading what is held");
         self.sample_memory();
+        let at_end = AtEnd::read(&self.process);
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
-        let filtered = counters.events[Counter::Filtered as usize] > 0;
-        let is_glibc = self.plan.is_glibc_alone();
-        let rss_growth =
-            self.beginning
-                .explain(&self.process, &self.memory, &sums, is_glibc, filtered);
         let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;
         progress.phase("reading symbols and writing the report");
         let calls = counters.events[Counter::AllocCalls as usize];
@@ -452,10 +448,10 @@ impl Watch {
         };
         reporter.finish(Last {
             snapshot,
+            at_end,
             disabled,
             notes,
             fired: self.fired,
-            rss_growth,
         })
     }
 }

@@ -37,6 +37,21 @@ pub struct Sample {
     pub aged: Option<Aged>,
 }
 
+impl Sample {
+    /// A look at a value of which nobody knows what made it: a process's memory, its
+    /// descriptors or threads.
+    #[must_use]
+    pub const fn level(at: Duration, held: u64) -> Self {
+        Self {
+            at,
+            held,
+            made: 0,
+            gone: 0,
+            aged: None,
+        }
+    }
+}
+
 /// What is held in things of at least each of [`AGES`], in units of
 /// [`Sample::held`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,6 +80,8 @@ const MOST_PAUSES: usize = 8;
 pub struct History {
     /// The last look, and the first at which anything was held or made.
     seen: Option<Seen>,
+    /// There was a look before, at which nothing was.
+    from_nothing: bool,
     /// Cells in which something changed, by index; the first is always there,
     /// the last is open: its mean is not yet known.
     cells: Vec<Cell>,
@@ -120,9 +137,10 @@ struct Cell {
 
 #[derive(Clone, Copy, Debug)]
 struct AgedCell {
-    until_ms: u64,
+    /// When the last look was, in seconds lived.
+    until: f32,
     /// Mean time of the looks.
-    mid_ms: u64,
+    mid: f32,
     looks: u32,
     held: [f32; 4],
 }
@@ -132,6 +150,7 @@ impl History {
     #[must_use]
     pub const fn new() -> Self {
         Self {
+            from_nothing: false,
             seen: None,
             cells: Vec::new(),
             shift: 0,
@@ -144,6 +163,7 @@ impl History {
     pub fn push(&mut self, sample: Sample) {
         if self.seen.is_none() {
             if sample.held == 0 && sample.made == 0 {
+                self.from_nothing = true;
                 return;
             }
             self.begin(sample);
@@ -217,6 +237,11 @@ impl History {
         )
     }
 
+    /// Whether all of it came at once, while it was watched.
+    pub(super) fn came_at_once(&self) -> bool {
+        self.from_nothing && self.steady() == self.lived()
+    }
+
     /// Whether it moves up and down from look to look, in no direction for long.
     pub(super) fn trembles(&self) -> bool {
         self.seen
@@ -285,11 +310,11 @@ impl History {
     /// For one of [`AGES`]: seconds lived, and what was held in things of that age;
     /// only from when there could be any.
     pub(super) fn aged(&self, age: usize) -> Vec<(f64, f64)> {
-        let least = AGES[age].as_millis() as u64;
+        let least = AGES[age].as_secs_f32();
         self.aged
             .iter()
-            .filter(|cell| cell.mid_ms > least)
-            .map(|cell| (cell.mid_ms as f64 / 1000.0, f64::from(cell.held[age])))
+            .filter(|cell| cell.mid > least)
+            .map(|cell| (f64::from(cell.mid), f64::from(cell.held[age])))
             .collect()
     }
 
@@ -315,6 +340,7 @@ impl History {
             turns: 0,
             falling: false,
         });
+        reserve(&mut self.cells, MOST_CELLS + 1);
         self.cells.push(Cell::still(0, 0.0, 0.0, sample.made));
         self.anchor(0, millis(sample.at));
     }
@@ -322,6 +348,7 @@ impl History {
     fn anchor(&mut self, lived_ms: u64, at_ms: u64) {
         let anchor = Anchor { lived_ms, at_ms };
         self.pauses.truncate(MOST_PAUSES - 1);
+        reserve(&mut self.pauses, MOST_PAUSES);
         self.pauses.push(anchor);
     }
 
@@ -348,10 +375,7 @@ impl History {
             let things = open.things;
             seen.summed_ms = u64::from(index) * width;
             seen.integral = 0.0;
-            if self.cells.len() == self.cells.capacity() {
-                let room = MOST_CELLS + 1 - self.cells.len();
-                self.cells.reserve_exact(self.cells.len().min(room));
-            }
+            reserve(&mut self.cells, MOST_CELLS + 1);
             self.cells
                 .push(Cell::still(index, was as f32, things, before.made));
         }
@@ -395,10 +419,11 @@ impl History {
 
     fn look_at_ages(&mut self, aged: Aged) {
         let Some(seen) = &self.seen else { return };
-        let now = seen.lived_ms;
+        let now = (seen.lived_ms as f64 / 1000.0) as f32;
+        reserve(&mut self.aged, MOST_AGED + 1);
         self.aged.push(AgedCell {
-            until_ms: now,
-            mid_ms: now,
+            until: now,
+            mid: now,
             looks: 1,
             held: aged.held.map(|held| held as f32),
         });
@@ -406,17 +431,14 @@ impl History {
             return;
         }
         // The pair that together spans the least time: the oldest of those.
-        let mut narrowest = (u64::MAX, 0);
-        for pair in 0..self.aged.len() - 1 {
-            let from = if pair == 0 {
-                0
-            } else {
-                self.aged[pair - 1].until_ms
-            };
-            let span = self.aged[pair + 1].until_ms.saturating_sub(from);
+        let mut narrowest = (f32::INFINITY, 0);
+        let mut from = 0.0;
+        for (pair, both) in self.aged.windows(2).enumerate() {
+            let span = both[1].until - from;
             if span < narrowest.0 {
                 narrowest = (span, pair);
             }
+            from = both[0].until;
         }
         let later = self.aged.remove(narrowest.1 + 1);
         self.aged[narrowest.1].join(&later);
@@ -507,9 +529,8 @@ impl AgedCell {
         for (held, other) in self.held.iter_mut().zip(later.held) {
             *held = (f64::from(*held) * (1.0 - share) + f64::from(other) * share) as f32;
         }
-        let ahead = later.mid_ms.saturating_sub(self.mid_ms);
-        self.mid_ms += (ahead as f64 * share) as u64;
-        self.until_ms = later.until_ms;
+        self.mid += ((f64::from(later.mid) - f64::from(self.mid)) * share) as f32;
+        self.until = later.until;
         self.looks = self.looks.saturating_add(later.looks);
     }
 }
@@ -536,6 +557,14 @@ fn merge_pairs(cells: &mut Vec<Cell>) {
         });
     }
     *cells = merged;
+}
+
+/// Makes room for one more: twice as much, but never more than for so many.
+fn reserve<T>(full: &mut Vec<T>, most: usize) {
+    if full.len() == full.capacity() {
+        let room = most.saturating_sub(full.len()).max(1);
+        full.reserve_exact(full.len().clamp(1, room));
+    }
 }
 
 fn millis(time: Duration) -> u64 {
@@ -578,7 +607,7 @@ mod tests {
             ..sample(second * 1000, 4096, 1)
         }));
         assert_eq!(history.cells.len(), 1);
-        assert!(size(&history) < 700, "{} bytes", size(&history));
+        assert!(size(&history) < 400, "{} bytes", size(&history));
         assert_eq!(history.steady(), Duration::from_secs(9999));
         assert!(history.never_changed());
     }
@@ -593,7 +622,7 @@ mod tests {
             });
             assert!(history.cells.len() <= MOST_CELLS && history.aged.len() <= MOST_AGED);
         }
-        assert!(size(&history) < 3000, "{} bytes", size(&history));
+        assert!(size(&history) < 2500, "{} bytes", size(&history));
     }
 
     #[test]

@@ -38,9 +38,14 @@ impl History {
             return if observed < EARLY {
                 trend(Verdict::TooEarly, 0.0)
             } else {
+                let verdict = if self.came_at_once() {
+                    Verdict::OneOff
+                } else {
+                    Verdict::Flat
+                };
                 Trend {
                     steady: Some(observed),
-                    ..trend(Verdict::Flat, confidence(Verdict::Flat, observed))
+                    ..trend(verdict, confidence(verdict, observed))
                 }
             };
         }
@@ -48,7 +53,7 @@ impl History {
         let judge = Judge {
             views: view::views(self, &grid),
             load: load(&grid),
-            teeth: Teeth::of(grid.whole(), first.held as f64, DEEP),
+            teeth: Teeth::of(&grid.cells, first.held as f64, DEEP),
             history: self,
             grid: &grid,
             first,
@@ -95,9 +100,13 @@ impl Judge<'_> {
                 _ => Rate::default(),
             },
             observed,
-            steady: is_steady.then_some(steady),
+            steady: (is_steady && steady * 2 >= observed).then_some(steady),
             period: period.map(|cells| Duration::from_secs_f64(cells * self.grid.width)),
         }
+    }
+
+    fn moved_once(&self) -> bool {
+        self.grid.moving() * 10 <= self.grid.whole().len()
     }
 
     fn verdict(&self, rise: &Rise, observed: Duration, steady: Duration) -> Verdict {
@@ -105,15 +114,16 @@ impl Judge<'_> {
         let gone = self.last.gone.saturating_sub(self.first.gone);
         // Half of the time nothing happened.
         let still = steady * 2 >= observed && self.grid.quiet() * 2 >= self.grid.whole().len();
-        let rises_for_good = matches!(rise, Rise::Steady(line) if line.score() > 8.0);
-        let too_few = self.teeth.too_few(self.grid.whole().len()) && !rises_for_good;
+        let rises_for_good =
+            !self.teeth.falling && matches!(rise, Rise::Steady(line) if line.score() > 8.0);
+        let too_few = self.teeth.too_few(self.grid.cells.len()) && !rises_for_good;
         if observed < EARLY || too_few {
             return Verdict::TooEarly;
         }
         match rise {
             Rise::Steady(_) => Verdict::Growing,
             Rise::Slowing(_) => Verdict::Filling,
-            Rise::None if still && self.grid.moving() * 10 <= self.grid.whole().len() => {
+            Rise::None if still && (self.history.came_at_once() || self.moved_once()) => {
                 Verdict::OneOff
             }
             Rise::None if still => Verdict::Flat,
@@ -122,7 +132,7 @@ impl Judge<'_> {
             }
             // Rises, but not so that anything could be said of how.
             Rise::None if gone < made / 2 && self.grid.rises_late() => Verdict::Filling,
-            Rise::None if gone >= made / 10 => Verdict::Churn,
+            Rise::None if made > 0 && gone >= made / 10 => Verdict::Churn,
             Rise::None => Verdict::Flat,
         }
     }
@@ -136,14 +146,15 @@ impl Judge<'_> {
             return Rise::None;
         }
         let rise = view.rise();
+        let Rise::Steady(line) = rise else {
+            return rise;
+        };
         // The number of things may show more clearly than their size that it slows.
-        let things = view::things(self.grid)
+        let slows = view::things(self.grid)
             .filter(|things| things.line.score() > 0.7 * view.line.score())
-            .filter(View::slows);
-        match (rise, things.map(|things| things.rise())) {
-            (Rise::Steady(line), Some(Rise::Slowing(_))) => Rise::Slowing(line),
-            (rise, _) => rise,
-        }
+            .filter(View::slows)
+            .is_some_and(|things| matches!(things.rise(), Rise::Slowing(_)));
+        if slows { Rise::Slowing(line) } else { rise }
     }
 
     fn straightest(&self) -> Option<&View> {
@@ -174,7 +185,9 @@ impl Judge<'_> {
             (self.views.first(), self.first.held as f64)
         };
         view.is_some_and(|view| {
-            growth(&view.points, &view.line, base) < (1.7 * self.load).min(1.65)
+            // Of a leak under a load that rises in a line, at least half as much more.
+            let follows = (1.7 * self.load).min(1.65).max(1.35 * self.load);
+            growth(&view.points, &view.line, base) < follows
         })
     }
 }

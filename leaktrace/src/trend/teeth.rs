@@ -7,6 +7,8 @@ use super::grid::GridCell;
 pub(super) struct Teeth {
     /// The cells of the lowest points after each fall, without the beginning.
     pub troughs: Vec<usize>,
+    /// The last fall has not ended: its lowest point so far is the last trough.
+    pub falling: bool,
 }
 
 impl Teeth {
@@ -42,14 +44,22 @@ impl Teeth {
                 high = high.max(cell.high);
             }
         }
+        if let Some((at, _)) = fallen {
+            teeth.troughs.push(at);
+            teeth.falling = true;
+        }
         teeth
     }
 
     /// From one lowest point to the next, in cells; not when that is too short to
     /// be seen.
     pub fn period(&self) -> Option<f64> {
-        let (first, last) = (self.troughs.first()?, self.troughs.last()?);
-        let count = self.troughs.len() - 1;
+        let over = self.troughs.len() - usize::from(self.falling);
+        let (first, last) = (
+            self.troughs.first()?,
+            self.troughs.get(over.checked_sub(1)?)?,
+        );
+        let count = over - 1;
         let period = (last - first) as f64 / count as f64;
         (count > 0 && period >= 3.0).then_some(period)
     }
@@ -83,7 +93,15 @@ mod tests {
         let teeth = teeth((0..36).map(|index| f64::from(index % 6)));
         assert_eq!(teeth.troughs, [6, 12, 18, 24, 30]);
         assert_eq!(teeth.period(), Some(6.0));
-        assert!(!teeth.too_few(36));
+        assert!(!teeth.too_few(36) && !teeth.falling);
+    }
+
+    #[test]
+    fn a_fall_at_the_end_is_a_tooth_that_is_not_over() {
+        let teeth = teeth((0..36).map(|index| f64::from(if index < 35 { index } else { 3 })));
+        assert_eq!(teeth.troughs, [35]);
+        assert!(teeth.falling && teeth.too_few(36));
+        assert_eq!(teeth.period(), None);
     }
 
     #[test]

@@ -413,6 +413,7 @@ pub fn bare() -> Report {
         memory,
         memory_read: Some(Duration::from_secs(60)),
         rss_growth: None,
+        forecasts: Vec::new(),
         complete: CompleteShare::default(),
         self_check: SelfCheck::default(),
         sites: Vec::new(),

@@ -6,8 +6,8 @@ use leaktrace_common::counter::Counter;
 
 use super::{Page, capital, covered};
 use crate::{
-    model::{EndReason, Report, Site, Trend, Verdict},
-    report::{growth, line::Look, name, quantity, table},
+    model::{EndReason, Forecast, Report, Resource, Site, Trend, Verdict},
+    report::{forecast, growth, line::Look, name, quantity, table},
 };
 
 /// No verdict is given on anything that was observed for less than this.
@@ -28,16 +28,29 @@ pub(super) fn write(report: &Report, page: &mut Page) {
         page.say(Look::Plain, name::clean(note));
     }
     page.say(Look::Plain, beside_rss(report));
-    for (what, trend) in [
-        ("Descriptors", report.trends.descriptors),
-        ("Threads", report.trends.threads),
+    for (what, trend, resource) in [
+        (
+            "Descriptors",
+            report.trends.descriptors,
+            Resource::Descriptors,
+        ),
+        ("Threads", report.trends.threads, Resource::Threads),
     ] {
         if let Some(trend) = trend.filter(|trend| trend.verdict == Verdict::Growing) {
             page.say(
                 Look::Alarm,
                 format!("{what} grew steadily, by {} a minute.", per_minute(&trend)),
             );
+            forecast(report, resource, page);
         }
+    }
+}
+
+/// When a limit of this resource is reached.
+fn forecast(report: &Report, resource: Resource, page: &mut Page) {
+    let of_it = |forecast: &&Forecast| forecast.limit.kind.resource() == resource;
+    if let Some(forecast) = report.forecasts.iter().find(of_it) {
+        page.say(Look::Strong, forecast::sentence(forecast));
     }
 }
 
@@ -150,6 +163,7 @@ fn likely_leaks(report: &Report, page: &mut Page) {
             .map(|text| capital(&text)),
     );
     page.say(Look::Plain, format!("{}.", facts.join(". ")));
+    forecast(report, Resource::Memory, page);
 }
 
 /// `96 % of the growth of RSS (+372 of +388 MiB)`; nothing when memory hardly grew.

@@ -1,0 +1,135 @@
+//! What the process's memory is made of at the start and at the end, beside the
+//! blocks that are traced, and when it runs into a limit.
+
+use std::path::Path;
+
+use super::{observation::Observation, plan::Plan, snapshot::Snapshot};
+use crate::{
+    aggregate::Sites,
+    doctor::allocators::KnownAllocator,
+    explain::{self, Evidence},
+    forecast,
+    model::{
+        Forecast, Limit, MemoryMap, MemorySample, ProcessTrends, Rate, Resource, RssGrowth, Trend,
+        Verdict,
+    },
+    target::{Process, limits, memory_map},
+};
+
+/// What there is at the start.
+pub struct AtStart {
+    memory: MemorySample,
+    map: Option<MemoryMap>,
+    is_glibc: bool,
+    /// Sizes are left out, so that not all blocks are seen.
+    is_filtered: bool,
+}
+
+/// What there is at the end: to be read when the probes are gone, since it takes
+/// some 0.1 s for a large process.
+#[derive(Default)]
+pub struct AtEnd {
+    map: Option<MemoryMap>,
+    free: Option<u64>,
+    limits: Vec<Limit>,
+}
+
+impl AtStart {
+    /// Lists the mappings.
+    pub fn read(process: &Process, plan: &Plan, memory: MemorySample, is_filtered: bool) -> Self {
+        Self {
+            memory,
+            map: memory_map::survey(process).ok(),
+            is_glibc: plan.watched.iter().any(|file| is_glibc(&file.path)),
+            is_filtered,
+        }
+    }
+}
+
+impl AtEnd {
+    /// Looks at mappings, malloc's heaps and limits. Nothing is left of a process
+    /// that has ended.
+    pub fn read(process: &Process) -> Self {
+        if !process.is_alive() {
+            return Self::default();
+        }
+        let resources = [Resource::Memory, Resource::Descriptors, Resource::Threads];
+        Self {
+            map: memory_map::survey_used(process).ok(),
+            free: memory_map::glibc_heaps(process).map(|heaps| heaps.free),
+            limits: resources
+                .into_iter()
+                .flat_map(|resource| limits::read(process, resource))
+                .collect(),
+        }
+    }
+
+    /// What the growth of RSS is made of.
+    pub fn explain(
+        &self,
+        start: &AtStart,
+        snapshot: &Snapshot,
+        sites: &Sites,
+    ) -> Option<RssGrowth> {
+        snapshot.memory_read?;
+        let totals = &sites.totals;
+        explain::explain(&Evidence {
+            then: &start.memory,
+            now: &snapshot.memory,
+            map_then: start.map.as_ref(),
+            map_now: self.map.as_ref(),
+            // Of any age: those that a filter hides are held, too.
+            live_bytes: totals.alloc_bytes.saturating_sub(totals.freed_bytes),
+            live_blocks: totals.alloc_blocks.saturating_sub(totals.freed_blocks),
+            is_glibc: start.is_glibc,
+            filtered: start.is_filtered,
+            free: self.free,
+        })
+    }
+
+    /// The limits that are reached first, of what grows for good.
+    pub fn forecasts(&self, observation: &Observation, sites: &Sites) -> Vec<Forecast> {
+        let ProcessTrends {
+            memory,
+            descriptors,
+            threads,
+        } = observation.process();
+        [
+            // The process's own growth has everything in it.
+            (
+                Resource::Memory,
+                rate_of(memory).or_else(|| rate_of_sites(sites)),
+            ),
+            (Resource::Descriptors, rate_of(descriptors)),
+            (Resource::Threads, rate_of(threads)),
+        ]
+        .into_iter()
+        .filter_map(|(resource, rate)| forecast::first(resource, &rate?, &self.limits))
+        .collect()
+    }
+}
+
+fn is_glibc(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy());
+    let known = name.and_then(|name| KnownAllocator::by_file_name(&name));
+    known.is_some_and(|known| known.name == "glibc")
+}
+
+fn rate_of(trend: Option<Trend>) -> Option<Rate> {
+    trend
+        .filter(|trend| trend.verdict == Verdict::Growing)
+        .map(|trend| trend.rate)
+}
+
+/// How fast the growing sites grow together.
+fn rate_of_sites(sites: &Sites) -> Option<Rate> {
+    let rates = sites
+        .growing
+        .iter()
+        .filter_map(|index| rate_of(sites.sites.get(*index)?.trend));
+    rates.reduce(|sum, rate| Rate {
+        per_minute: sum.per_minute + rate.per_minute,
+        low: sum.low + rate.low,
+        high: sum.high + rate.high,
+    })
+}
