@@ -36,6 +36,8 @@
 //! | `mark` | `null`, or the moment from which growth counts: `time`, `at_ns` since the start, `filters` (only blocks made since are shown) |
 //! | `verdicts` | of all sites that hold something, by `verdict`: `sites`, `live_bytes`, `growth_per_minute` |
 //! | `common_caller` | `null`, or what growing stacks have in common: `function`, `stacks` that pass through it of `growing` ones, `share` of all growth |
+//! | `rss_growth` | what the growth of RSS with swap is made of: `grown_bytes`, `swapped_bytes` of it, `traced_bytes`, and `causes` of the rest, a list of `what` (`kept_by_malloc`, `headers`, `filtered_or_kept`, `named_mappings`, `mappings`, `stacks`, `files`, `shared`, `touched_later`, `unknown`), `bytes`, `mostly` (the file or name that grew most, or `null`); `null` before the end, or when it could not be read |
+//! | `forecasts` | limits that are reached if growth goes on like this, at most one of a resource: `limit`, `most`, `room` (bytes or things), `likely_ns`, `earliest_ns`, `latest_ns` (or `null`: perhaps never); empty before the end |
 //! | `site_count` | how many stacks pass the filters |
 //! | `notes` | sentences about how far this can be trusted |
 //! | `stacks` | those that pass the filters, in the order asked for |
@@ -63,8 +65,8 @@ use leaktrace_common::{counter::Counter, function::Role};
 use serde::Serialize;
 
 use crate::model::{
-    self, Completeness, EndReason, FeatureInfo, Frame, FrameKind, MemorySample, ProcessInfo,
-    Report, SelfCheck, Site, TraceInfo, Verdict, WatchedFileInfo,
+    self, CauseKind, Completeness, EndReason, FeatureInfo, Frame, FrameKind, LimitKind,
+    MemorySample, ProcessInfo, Report, SelfCheck, Site, TraceInfo, Verdict, WatchedFileInfo,
 };
 
 /// Version of the schema that this writes.
@@ -123,6 +125,8 @@ pub struct Document<'a> {
     pair_cost_ns: Option<u64>,
     memory: Memory,
     trends: ProcessTrends,
+    rss_growth: Option<RssGrowth<'a>>,
+    forecasts: Vec<Forecast>,
     mark: Option<Mark>,
     verdicts: Vec<VerdictSums>,
     common_caller: Option<CommonCaller<'a>>,
@@ -239,6 +243,31 @@ struct Trend {
 }
 
 #[derive(Debug, Serialize)]
+struct RssGrowth<'a> {
+    grown_bytes: u64,
+    swapped_bytes: u64,
+    traced_bytes: u64,
+    causes: Vec<RssCause<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct RssCause<'a> {
+    what: &'static str,
+    bytes: u64,
+    mostly: Option<&'a str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Forecast {
+    limit: &'static str,
+    most: u64,
+    room: u64,
+    likely_ns: u64,
+    earliest_ns: u64,
+    latest_ns: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
 struct Mark {
     time: String,
     at_ns: u64,
@@ -341,6 +370,8 @@ impl<'a> Document<'a> {
                 now: Sample::of(&report.memory),
             },
             trends: ProcessTrends::of(&report.trends),
+            rss_growth: report.rss_growth.as_ref().map(RssGrowth::of),
+            forecasts: report.forecasts.iter().map(Forecast::of).collect(),
             mark: report.mark.as_ref().map(Mark::of),
             verdicts: report.verdicts.iter().map(VerdictSums::of).collect(),
             common_caller: report.common_caller.as_ref().map(CommonCaller::of),
@@ -473,6 +504,62 @@ impl Trend {
             observed_ns: nanoseconds(trend.observed),
             steady_ns: trend.steady.map(nanoseconds),
             period_ns: trend.period.map(nanoseconds),
+        }
+    }
+}
+
+impl<'a> RssGrowth<'a> {
+    fn of(growth: &'a model::RssGrowth) -> Self {
+        Self {
+            grown_bytes: growth.grown,
+            swapped_bytes: growth.swapped,
+            traced_bytes: growth.traced,
+            causes: growth.causes.iter().map(RssCause::of).collect(),
+        }
+    }
+}
+
+impl<'a> RssCause<'a> {
+    fn of(cause: &'a model::Cause) -> Self {
+        Self {
+            what: match cause.kind {
+                CauseKind::Kept { .. } => "kept_by_malloc",
+                CauseKind::Headers => "headers",
+                CauseKind::FilteredOrKept => "filtered_or_kept",
+                CauseKind::Named => "named_mappings",
+                CauseKind::Anonymous => "mappings",
+                CauseKind::Stacks(_) => "stacks",
+                CauseKind::Files => "files",
+                CauseKind::Shared => "shared",
+                CauseKind::TouchedLater => "touched_later",
+                CauseKind::Unknown => "unknown",
+            },
+            bytes: cause.bytes,
+            mostly: cause.mostly.as_deref().filter(|name| !name.is_empty()),
+        }
+    }
+}
+
+impl Forecast {
+    fn of(forecast: &model::Forecast) -> Self {
+        Self {
+            limit: match forecast.limit.kind {
+                LimitKind::CgroupMemory => "cgroup_memory",
+                LimitKind::CgroupHigh => "cgroup_memory_high",
+                LimitKind::AddressSpace => "address_space",
+                LimitKind::Data => "data",
+                LimitKind::Machine => "machine_memory",
+                LimitKind::Descriptors => "descriptors",
+                LimitKind::UserThreads => "user_threads",
+                LimitKind::CgroupThreads => "cgroup_threads",
+                LimitKind::MachineThreads => "machine_threads",
+                LimitKind::Mappings => "mappings",
+            },
+            most: forecast.limit.most,
+            room: forecast.limit.room,
+            likely_ns: nanoseconds(forecast.likely),
+            earliest_ns: nanoseconds(forecast.earliest),
+            latest_ns: forecast.latest.map(nanoseconds),
         }
     }
 }

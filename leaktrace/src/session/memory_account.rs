@@ -1,12 +1,11 @@
 //! What the process's memory is made of at the start and at the end, beside the
 //! blocks that are traced, and when it runs into a limit.
 
-use std::path::Path;
+use leaktrace_common::counter::Counter;
 
-use super::{observation::Observation, plan::Plan, snapshot::Snapshot};
+use super::{observation::Observation, snapshot::Snapshot};
 use crate::{
     aggregate::Sites,
-    doctor::allocators::KnownAllocator,
     explain::{self, Evidence},
     forecast,
     model::{
@@ -20,15 +19,13 @@ use crate::{
 pub struct AtStart {
     memory: MemorySample,
     map: Option<MemoryMap>,
-    is_glibc: bool,
-    /// Sizes are left out, so that not all blocks are seen.
-    is_filtered: bool,
 }
 
 /// What there is at the end: to be read when the probes are gone, since it takes
 /// some 0.1 s for a large process.
 #[derive(Default)]
 pub struct AtEnd {
+    is_glibc: bool,
     map: Option<MemoryMap>,
     free: Option<u64>,
     limits: Vec<Limit>,
@@ -36,27 +33,28 @@ pub struct AtEnd {
 
 impl AtStart {
     /// Lists the mappings.
-    pub fn read(process: &Process, plan: &Plan, memory: MemorySample, is_filtered: bool) -> Self {
+    pub fn read(process: &Process, memory: MemorySample) -> Self {
         Self {
             memory,
             map: memory_map::survey(process).ok(),
-            is_glibc: plan.watched.iter().any(|file| is_glibc(&file.path)),
-            is_filtered,
         }
     }
 }
 
 impl AtEnd {
-    /// Looks at mappings, malloc's heaps and limits. Nothing is left of a process
-    /// that has ended.
-    pub fn read(process: &Process) -> Self {
+    /// Looks at mappings, glibc's heaps if malloc is glibc's alone, and limits.
+    /// Nothing is left of a process that has ended.
+    pub fn read(process: &Process, is_glibc: bool) -> Self {
         if !process.is_alive() {
             return Self::default();
         }
         let resources = [Resource::Memory, Resource::Descriptors, Resource::Threads];
         Self {
+            is_glibc,
             map: memory_map::survey_used(process).ok(),
-            free: memory_map::glibc_heaps(process).map(|heaps| heaps.free),
+            free: memory_map::glibc_heaps(process)
+                .filter(|_| is_glibc)
+                .map(|heaps| heaps.free),
             limits: resources
                 .into_iter()
                 .flat_map(|resource| limits::read(process, resource))
@@ -81,8 +79,8 @@ impl AtEnd {
             // Of any age: those that a filter hides are held, too.
             live_bytes: totals.alloc_bytes.saturating_sub(totals.freed_bytes),
             live_blocks: totals.alloc_blocks.saturating_sub(totals.freed_blocks),
-            is_glibc: start.is_glibc,
-            filtered: start.is_filtered,
+            is_glibc: self.is_glibc,
+            filtered: snapshot.counters.events[Counter::Filtered as usize] > 0,
             free: self.free,
         })
     }
@@ -107,12 +105,6 @@ impl AtEnd {
         .filter_map(|(resource, rate)| forecast::first(resource, &rate?, &self.limits))
         .collect()
     }
-}
-
-fn is_glibc(path: &Path) -> bool {
-    let name = path.file_name().map(|name| name.to_string_lossy());
-    let known = name.and_then(|name| KnownAllocator::by_file_name(&name));
-    known.is_some_and(|known| known.name == "glibc")
 }
 
 fn rate_of(trend: Option<Trend>) -> Option<Rate> {

@@ -256,10 +256,11 @@ impl Watch {
         let mut unbound = self
             .tracer
             .attach(kind, loader, Program::Loader, Scope::Everyone, 0)?;
+        // That in the loader may have been silent as well. Before calls are seen,
+        // which without cookies are those of either set.
+        maps.control().distrust_mappings();
         self.tracer
             .extend(&mut unbound, files, self.program, generation)?;
-        // So may have been the probe in the loader.
-        maps.control().distrust_mappings();
         maps.control().set_generation(generation);
         let mut bound = std::mem::replace(&mut self.attachment, unbound);
         std::thread::spawn(move || bound.detach(|_, _| {}));
@@ -427,7 +428,7 @@ impl Watch {
         }
         progress.phase("reading what is held");
         self.sample_memory();
-        let at_end = AtEnd::read(&self.process);
+        let at_end = AtEnd::read(&self.process, self.plan.is_glibc_alone());
         let counters = self.counters(maps)?;
         let sums = maps.sums()?;
         let ages = snapshot::ages(maps, self.age_filter(), disabled.latest_ns)?;

@@ -311,9 +311,11 @@ impl History {
     /// only from when there could be any.
     pub(super) fn aged(&self, age: usize) -> Vec<(f64, f64)> {
         let least = AGES[age].as_secs_f32();
-        self.aged
-            .iter()
-            .filter(|cell| cell.mid > least)
+        // One that joins looks from before that age has zeros in its mean.
+        let young = |cell: &AgedCell| cell.until < least;
+        let first = self.aged.iter().take_while(|cell| young(cell)).count() + 1;
+        let cells = self.aged.iter().skip(first);
+        cells
             .map(|cell| (f64::from(cell.mid), f64::from(cell.held[age])))
             .collect()
     }

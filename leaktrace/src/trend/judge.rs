@@ -139,7 +139,8 @@ impl Judge<'_> {
 
     /// Whether it rises for good: by the clearest view that no other excludes.
     fn rise(&self) -> Rise {
-        let Some(view) = self.straightest().or(self.views.first()) else {
+        let straight = self.straightest();
+        let Some(view) = straight.or(self.views.first()) else {
             return Rise::None;
         };
         if self.follows_load(view) {
@@ -149,6 +150,10 @@ impl Judge<'_> {
         let Rise::Steady(line) = rise else {
             return rise;
         };
+        // Straight by a view that others exclude; only a leak behind a cache remains.
+        if straight.is_none() && !view.slows() {
+            return Rise::None;
+        }
         // The number of things may show more clearly than their size that it slows.
         let slows = view::things(self.grid)
             .filter(|things| things.line.score() > 0.7 * view.line.score())
@@ -161,6 +166,7 @@ impl Judge<'_> {
         let views = self.views.iter();
         views
             .filter(|view| view.line.score() >= view::BELIEVED && !self.follows_load(view))
+            .filter(|view| view.aged || self.lows_rise())
             .filter(|view| {
                 !self
                     .views
@@ -168,6 +174,14 @@ impl Judge<'_> {
                     .any(|other| other.excludes(view.line.slope))
             })
             .max_by(|a, b| a.line.score().total_cmp(&b.line.score()))
+    }
+
+    /// Whether what is held at least rises, too, as far as that can be told.
+    fn lows_rise(&self) -> bool {
+        let lows = self.views.iter().filter(|view| !view.aged).skip(1);
+        lows.map(|view| view.line.score())
+            .fold(f64::NEG_INFINITY, f64::max)
+            > 2.0
     }
 
     fn surest(&self) -> Option<Line> {
