@@ -28,7 +28,7 @@ pub fn run() -> Result<()> {
     let mut trace = packages::as_root(&leaktrace);
     trace.args(["attach", &service.pid()]);
     // A verdict takes a minute.
-    trace.args(["--duration", "75s", "--interval", "15s", "--top", "5"]);
+    trace.args(["--duration", "80s", "--interval", "25s", "--top", "5"]);
     for (format, name) in [
         ("svg", "orderd.svg"),
         ("folded", "orderd.folded"),
