@@ -70,13 +70,15 @@ impl AtEnd {
         sites: &Sites,
     ) -> Option<RssGrowth> {
         snapshot.memory_read?;
+        let totals = &sites.totals;
         explain::explain(&Evidence {
             then: &start.memory,
             now: &snapshot.memory,
             map_then: start.map.as_ref(),
             map_now: self.map.as_ref(),
-            live_bytes: sites.totals.live_bytes(),
-            live_blocks: sites.totals.live_blocks(),
+            // Of any age: those that a filter hides are held, too.
+            live_bytes: totals.alloc_bytes.saturating_sub(totals.freed_bytes),
+            live_blocks: totals.alloc_blocks.saturating_sub(totals.freed_blocks),
             is_glibc: self.is_glibc,
             filtered: snapshot.counters.events[Counter::Filtered as usize] > 0,
             free: self.free,

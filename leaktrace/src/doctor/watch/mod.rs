@@ -42,10 +42,6 @@ pub struct WatchOptions {
 const LINES: u32 = 12;
 /// Some line is shown at least so often.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
-/// The mappings are read again when so many times as long has passed as reading
-/// them took.
-const MAPS_PAUSE: u32 = 200;
-
 /// Watches a process, shows how it moves, and concludes what to do.
 ///
 /// # Errors
@@ -81,27 +77,45 @@ struct Watch<'a> {
 struct Maps {
     first: Option<MemoryMap>,
     last: Option<MemoryMap>,
-    read: Option<(Instant, Duration)>,
+    read: Option<Instant>,
+    /// The shortest time that reading took: others show how busy the machine is.
+    takes: Option<Duration>,
 }
 
 impl Maps {
     /// Reads it if reading is due; whether it did.
     fn look(&mut self, process: &Process) -> bool {
         let began = Instant::now();
-        let is_due = self
-            .read
-            .is_none_or(|(at, took)| began - at >= took * MAPS_PAUSE);
-        if !is_due {
+        let pause = self.takes.map_or(Duration::ZERO, pause);
+        if self.read.is_some_and(|read| began - read < pause) {
             return false;
         }
         let Ok(map) = memory_map::survey(process) else {
             return false;
         };
-        self.read = Some((began, began.elapsed()));
+        let took = began.elapsed();
+        self.read = Some(began);
+        self.takes = Some(self.takes.map_or(took, |before| before.min(took)));
         self.first.get_or_insert_with(|| map.clone());
         self.last = Some(map);
         true
     }
+
+    /// Reads it for the last time, with what is used of each mapping, which tells
+    /// which of them it is that grows.
+    fn look_closely(&mut self, process: &Process) -> bool {
+        let map = memory_map::survey_used(process).ok();
+        let is_read = map.is_some();
+        self.last = map.or(self.last.take());
+        is_read
+    }
+}
+
+/// How long to wait between two readings that take so long: no time is wasted
+/// where it is cheap, and no more than a tenth of it where it is not.
+fn pause(takes: Duration) -> Duration {
+    const RARELY: Duration = Duration::from_secs(5);
+    (takes * 200).min(RARELY).max(takes * 10)
 }
 
 impl<'a> Watch<'a> {
@@ -154,11 +168,13 @@ impl<'a> Watch<'a> {
         loop {
             tokio::select! {
                 biased;
-                () = interrupt.received() => return Ok(WatchEnd::Interrupted),
+                () = interrupt.received() => {
+                    self.look_last();
+                    return Ok(WatchEnd::Interrupted);
+                }
                 _ = exit.readable() => return Ok(WatchEnd::Exited),
                 () = &mut deadline => {
-                    // The last look is at the end, so that the whole time counts.
-                    self.look();
+                    self.look_last();
                     return Ok(WatchEnd::Over);
                 }
                 _ = look.tick() => {
@@ -179,9 +195,19 @@ impl<'a> Watch<'a> {
 
     /// Looks once; `None` when the process has ended.
     fn look(&mut self) -> Option<()> {
+        let has_maps = self.maps.look(self.process);
+        self.add_look(has_maps)
+    }
+
+    /// Looks at the end, so that the whole time counts.
+    fn look_last(&mut self) {
+        let has_maps = self.maps.look_closely(self.process);
+        self.add_look(has_maps);
+    }
+
+    fn add_look(&mut self, has_maps: bool) -> Option<()> {
         let memory = memory::sample(self.process);
         memory.rss?;
-        let has_maps = self.maps.look(self.process);
         let map = self.maps.last.as_ref();
         let sum = |kinds: fn(MappingKind) -> bool| {
             let map = map?;
@@ -210,11 +236,7 @@ impl<'a> Watch<'a> {
         Some(used.as_secs_f64() / (now - then).as_secs_f64().max(1e-3))
     }
 
-    fn conclude(&mut self, end: WatchEnd) -> WatchReport {
-        // What is used of mappings tells which of them it is that grows.
-        if let Ok(map) = memory_map::survey_used(self.process) {
-            self.maps.last = Some(map);
-        }
+    fn conclude(&self, end: WatchEnd) -> WatchReport {
         let movements = self.series.movements(self.process);
         let grown = |kind| {
             let (first, last) = (self.maps.first.as_ref()?, self.maps.last.as_ref()?);
@@ -275,4 +297,17 @@ impl Interrupt {
 
 fn print(text: &str) -> Result<()> {
     Ok(stream::write_all(stdio::stdout(), text.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_read_less_often_the_longer_it_takes() {
+        let milliseconds = |takes| pause(Duration::from_millis(takes)).as_millis();
+        assert_eq!(milliseconds(1), 200);
+        assert_eq!(milliseconds(100), 5_000);
+        assert_eq!(milliseconds(2_000), 20_000);
+    }
 }

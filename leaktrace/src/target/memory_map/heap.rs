@@ -85,6 +85,8 @@ impl<'a> Walker<'a> {
 
     fn walk(&mut self, start: u64, end: u64) -> Option<HeapUse> {
         let mut found = HeapUse::default();
+        // What was read may be old.
+        self.window.clear();
         let (mut at, mut previous) = (start, 0);
         // Whatever comes before the first chunk is in use.
         while at < end && self.left > 0 {
@@ -100,12 +102,17 @@ impl<'a> Walker<'a> {
                 break;
             }
             let next = at.checked_add(size)?;
-            let is_chunk = word & MAPPED == 0
-                && size >= LEAST_CHUNK
-                && size.is_multiple_of(ALIGNMENT)
-                && next <= end;
-            if !is_chunk {
+            let is_chunk =
+                word & MAPPED == 0 && size >= LEAST_CHUNK && size.is_multiple_of(ALIGNMENT);
+            // The heap has grown since its end was read, and this is the new top.
+            let is_new_top = next.is_multiple_of(PAGE) && word & PREVIOUS_IN_USE != 0;
+            if !is_chunk || next > end && (previous == 0 || !is_new_top) {
                 return None;
+            }
+            if next > end {
+                found.free += end - at;
+                at = end;
+                break;
             }
             if next == end {
                 found.free += size;
@@ -210,6 +217,15 @@ mod tests {
         let mut broken = heap(&[(0x290, true), (0x100, true), (0x1000, false)]);
         broken[0x298..0x2a0].copy_from_slice(&0x10_0001_u64.to_ne_bytes());
         assert_eq!(walk(&broken, u64::MAX), None, "beyond the end");
+    }
+
+    #[test]
+    fn a_heap_that_grows_meanwhile_is_walked_to_its_old_end() {
+        let mut bytes = heap(&[(0x290, true), (0x100, true), (0xc70, false)]);
+        let top = 0x390;
+        bytes[top + 8..top + 16].copy_from_slice(&0x2c71_u64.to_ne_bytes());
+        let (walked, free) = (0x1000, 0xc70);
+        assert_eq!(walk(&bytes, u64::MAX), Some(HeapUse { walked, free }));
     }
 
     #[test]

@@ -67,18 +67,23 @@ const WALK_LIMIT: u64 = 512 << 20;
 pub fn glibc_heaps(process: &Process) -> Option<HeapUse> {
     /// So much of the heaps must have been walked.
     const ENOUGH: f64 = 0.5;
+    const TRIES: usize = 3;
     let memory = readable(process)?;
     let regions = region::parse(&process.read("maps").ok()?);
     let read = |address, bytes: &mut [u8]| memory.read(address, bytes).is_ok();
     let mut walker = Walker::new(&read, WALK_LIMIT);
     let (mut sum, mut all) = (HeapUse::default(), 0);
     for range in kinds::ranges(&regions, &clues(process, &read)) {
-        let walked = match range.kind {
-            MappingKind::BrkHeap => walker.main_heap(range.start, range.end),
-            MappingKind::Arena => walker.arena_heap(range.start),
-            _ => continue,
-        };
-        all += range.end - range.start;
+        let is_main = range.kind == MappingKind::BrkHeap;
+        if !is_main && range.kind != MappingKind::Arena {
+            continue;
+        }
+        // The process may have changed what was being looked at.
+        let walked = (0..TRIES).find_map(|_| match is_main {
+            true => walker.main_heap(range.start, range.end),
+            false => walker.arena_heap(range.start),
+        });
+        all += range.len();
         let walked = walked.unwrap_or_default();
         sum.walked += walked.walked;
         sum.free += walked.free;
