@@ -67,17 +67,6 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Whether malloc is the C library's, glibc, and no other allocator is watched.
-    #[must_use]
-    pub fn is_glibc_alone(&self) -> bool {
-        !self.watched.is_empty()
-            && self.watched.iter().all(|file| {
-                let name = file.path.file_name().unwrap_or_default();
-                let name = name.to_string_lossy();
-                name == "libc.so.6" || name.starts_with("libc-2.")
-            })
-    }
-
     fn add(&mut self, file: &Arc<MappedFile>, ability: KernelAbility) -> Result<()> {
         let bytes = match file.map() {
             Ok(bytes) => bytes,

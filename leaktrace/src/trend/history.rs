@@ -124,8 +124,10 @@ struct Anchor {
 /// something large keep their digits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Cell {
-    /// Made until the cell's end, cumulative.
+    /// Made until the last look that changed anything, cumulative.
     made: u64,
+    /// When that look was, in seconds lived.
+    until: f32,
     index: u32,
     low: f32,
     high: f32,
@@ -204,21 +206,23 @@ impl History {
         if at < seen.first.at {
             return 0;
         }
-        let lived = self.lived_at(millis(at));
-        let width = self.width_ms();
-        // What was made until the end of each cell; between cells nothing was.
-        let (mut from, mut before) = (0, seen.first.made);
+        let seconds = |millis: u64| millis as f64 / 1000.0;
+        let (lived, width) = (seconds(self.lived_at(millis(at))), seconds(self.width_ms()));
+        // As many as there were at the last look before a cell's; between cells
+        // none was made, but for the last look's time before one.
+        let usual = seconds(seen.usual_ms.max(1));
+        let (mut from, mut before) = (0.0, seen.first.made);
         for cell in &self.cells {
-            let begins = u64::from(cell.index) * width;
-            let ends = (begins + width).min(seen.lived_ms);
-            if lived <= begins.max(from) {
+            let (begins, until) = (f64::from(cell.index) * width, f64::from(cell.until));
+            from = f64::max(from, begins - usual);
+            if lived <= from {
                 return before;
             }
-            if lived < ends {
-                let share = (lived - begins) as f64 / (ends - begins) as f64;
-                return before + (cell.made.saturating_sub(before) as f64 * share) as u64;
+            if lived < until {
+                let share = (lived - from) / (until - from);
+                return before + (cell.made.saturating_sub(before) as f64 * share).round() as u64;
             }
-            (from, before) = (ends, cell.made);
+            (from, before) = (until, cell.made);
         }
         before
     }
@@ -288,11 +292,11 @@ impl History {
         let mut made = seen.first.made;
         let count = (seen.lived_ms / width_ms).min(most) + 1;
         let mut stored = cells.iter().peekable();
-        let mut before = Cell::still(0, 0.0, 0.0, made);
+        let mut before = Cell::still(0, 0.0, 0.0, made, 0.0);
         for index in 0..count as u32 {
             let cell = match stored.next_if(|cell| cell.index == index) {
                 Some(cell) => *cell,
-                None => Cell::still(index, before.last, before.things, before.made),
+                None => Cell::still(index, before.last, before.things, before.made, before.until),
             };
             grid.cells.push(GridCell {
                 low: f64::from(cell.low),
@@ -343,7 +347,7 @@ impl History {
             falling: false,
         });
         reserve(&mut self.cells, MOST_CELLS + 1);
-        self.cells.push(Cell::still(0, 0.0, 0.0, sample.made));
+        self.cells.push(Cell::still(0, 0.0, 0.0, sample.made, 0.0));
         self.anchor(0, millis(sample.at));
     }
 
@@ -379,7 +383,7 @@ impl History {
             seen.integral = 0.0;
             reserve(&mut self.cells, MOST_CELLS + 1);
             self.cells
-                .push(Cell::still(index, was as f32, things, before.made));
+                .push(Cell::still(index, was as f32, things, before.made, 0.0));
         }
         let Some(open) = self.cells.last_mut() else {
             return;
@@ -391,6 +395,7 @@ impl History {
         open.high = open.high.max(now);
         open.last = now;
         open.made = open.made.max(seen.last.made);
+        open.until = (seen.lived_ms as f64 / 1000.0) as f32;
         open.things = seen.things() as f32;
         while self.cells.len() > MOST_CELLS && self.shift < MOST_SHIFT {
             self.widen();
@@ -501,9 +506,10 @@ impl Seen {
 
 impl Cell {
     /// Where nothing changes.
-    const fn still(index: u32, value: f32, things: f32, made: u64) -> Self {
+    const fn still(index: u32, value: f32, things: f32, made: u64, until: f32) -> Self {
         Self {
             made,
+            until,
             index,
             low: value,
             high: value,
@@ -547,10 +553,16 @@ fn merge_pairs(cells: &mut Vec<Cell>) {
         let wide = cell.index / 2;
         let joined = if cell.index % 2 == 0 {
             let other = cells_left.next_if(|next| next.index == cell.index + 1);
-            cell.join(other.unwrap_or(Cell::still(0, cell.last, cell.things, cell.made)))
+            cell.join(other.unwrap_or(Cell::still(
+                0,
+                cell.last,
+                cell.things,
+                cell.made,
+                cell.until,
+            )))
         } else {
             let still = before.unwrap_or(cell);
-            Cell::still(0, still.last, still.things, still.made).join(cell)
+            Cell::still(0, still.last, still.things, still.made, still.until).join(cell)
         };
         before = Some(joined);
         merged.push(Cell {
@@ -624,7 +636,7 @@ mod tests {
             });
             assert!(history.cells.len() <= MOST_CELLS && history.aged.len() <= MOST_AGED);
         }
-        assert!(size(&history) < 2500, "{} bytes", size(&history));
+        assert!(size(&history) < 2700, "{} bytes", size(&history));
     }
 
     #[test]
@@ -680,6 +692,11 @@ mod tests {
             let made = history.made_by(Duration::from_secs(5 + second));
             assert!(made.abs_diff(second * 3) <= 6, "{made} by {second}");
         }
+        // Also of a short trace, whose looks are never quite on time.
+        let late = (0..=3).map(|second| sample(second * 1004, second, second * 100));
+        let history = self::history(late);
+        assert_eq!(history.made_by(Duration::from_millis(2008)), 200);
+        assert_eq!(history.made_by(Duration::from_millis(2510)), 250);
     }
 
     #[test]
