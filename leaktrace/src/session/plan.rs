@@ -13,6 +13,7 @@ use crate::{
     allocator::{self, WatchedFunction},
     arch,
     bpf::{PlannedFile, PlannedProbe},
+    doctor::allocators::KnownAllocator,
     elf::{ElfFile, LoaderHook},
     file_map,
     model::WatchedFileInfo,
@@ -65,6 +66,17 @@ impl Plan {
             })?;
         }
         Ok(plan)
+    }
+
+    /// Whether malloc is the C library's, glibc, and no other allocator is watched.
+    #[must_use]
+    pub fn is_glibc_alone(&self) -> bool {
+        !self.watched.is_empty()
+            && self.watched.iter().all(|file| {
+                let name = file.path.file_name().unwrap_or_default();
+                let known = KnownAllocator::by_file_name(&name.to_string_lossy());
+                known.is_some_and(|known| known.name == "glibc")
+            })
     }
 
     fn add(&mut self, file: &Arc<MappedFile>, ability: KernelAbility) -> Result<()> {
