@@ -11,7 +11,7 @@ use crate::{
     aggregate::{AgeFilter, Baseline, BlockAges, reached},
     bpf::Maps,
     model::{AGES, Mark, MemorySample, ProcessTrends, Sums, Survival, Trend},
-    trend::{Aged, History, Sample},
+    trend::{Aged, History, MadeBy, Sample},
 };
 
 /// Ages of live blocks are read no more often than this.
@@ -163,7 +163,6 @@ impl Observation {
         let Some(history) = self.stacks.get(&stack_id) else {
             return Vec::new();
         };
-        let then = self.baseline().map(|baseline| baseline.of(stack_id));
         let since = self.marked().map_or(Duration::ZERO, |mark| mark.at);
         let freed = reached(sums.freed_by_age);
         let live = ages.blocks_since(stack_id);
@@ -172,17 +171,25 @@ impl Observation {
             let Some(before) = elapsed.checked_sub(age).filter(|time| *time > since) else {
                 break;
             };
-            // Those made before the mark could reach it as well.
-            let before_mark = then.map_or(0, |then| then.alloc_blocks);
             let reached = freed[index] + live[index];
-            survivals.push(Survival {
-                age,
-                reached,
-                of: history.made_by(before).max(before_mark).max(reached),
-            });
+            let died = sums.freed_blocks.saturating_sub(freed[index]);
+            survivals.extend(survival(age, reached, died, history.made_by(before)));
         }
         survivals
     }
+}
+
+/// How many blocks reached an age, of those that were made early enough; `None`
+/// when it is not known well how many these are. Below that age `died` blocks.
+fn survival(age: Duration, reached: u64, died: u64, made: MadeBy) -> Option<Survival> {
+    // Each of them reached it or died before.
+    let possible = |made: u64| made.clamp(reached, reached.saturating_add(died));
+    let (least, most) = (possible(made.least), possible(made.most));
+    (most - least <= most / 4).then(|| Survival {
+        age,
+        reached,
+        of: possible(made.likely),
+    })
 }
 
 fn sample(at: Duration, sums: &Sums, aged: Option<Aged>) -> Sample {
@@ -192,5 +199,30 @@ fn sample(at: Duration, sums: &Sums, aged: Option<Aged>) -> Sample {
         made: sums.alloc_blocks,
         gone: sums.freed_blocks,
         aged,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survival_is_told_where_it_is_known() {
+        let age = Duration::from_secs(1);
+        let of = |reached, died, least, likely, most| {
+            let made = MadeBy {
+                least,
+                likely,
+                most,
+            };
+            survival(age, reached, died, made).map(|survival| survival.of)
+        };
+        // 10 a second of 100 live on, after 3 s: of 100 to 200.
+        assert_eq!(of(20, 270, 100, 199, 200), None);
+        assert_eq!(of(80, 1000, 800, 850, 900), Some(850));
+        // A leak: all that could reach it did, whenever they were made.
+        assert_eq!(of(200, 0, 100, 150, 300), Some(200));
+        assert_eq!(of(200, 5, 0, 0, 300), Some(200));
+        assert_eq!(of(0, 0, 0, 0, 100), Some(0));
     }
 }

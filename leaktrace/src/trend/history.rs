@@ -60,6 +60,41 @@ pub struct Aged {
     pub held: [u64; 4],
 }
 
+/// How many things had been made by some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MadeBy {
+    /// Not fewer: so many at the last look before that was kept.
+    pub least: u64,
+    /// As many, if they were made evenly between two such looks.
+    pub likely: u64,
+    /// Not more: so many at the first look after.
+    pub most: u64,
+}
+
+impl MadeBy {
+    const fn exactly(made: u64) -> Self {
+        Self {
+            least: made,
+            likely: made,
+            most: made,
+        }
+    }
+
+    /// Between two looks, in seconds, with what had been made at each.
+    fn between(at: f64, looks: (f64, f64), made: (u64, u64)) -> Self {
+        if at <= looks.0 {
+            return Self::exactly(made.0);
+        }
+        let more = made.1.saturating_sub(made.0);
+        let share = (at - looks.0) / (looks.1 - looks.0);
+        Self {
+            least: made.0,
+            likely: made.0 + ((more as f64 * share).round() as u64).min(more),
+            most: made.0 + more,
+        }
+    }
+}
+
 /// More cells than this, and their width doubles.
 const MOST_CELLS: usize = 40;
 /// More looks at ages than this, and two neighbours become one.
@@ -80,8 +115,8 @@ const MOST_PAUSES: usize = 8;
 pub struct History {
     /// The last look, and the first at which anything was held or made.
     seen: Option<Seen>,
-    /// There was a look before, at which nothing was.
-    from_nothing: bool,
+    /// The last look before, at which nothing was.
+    nothing_at: Option<Duration>,
     /// Cells in which something changed, by index; the first is always there,
     /// the last is open: its mean is not yet known.
     cells: Vec<Cell>,
@@ -152,7 +187,7 @@ impl History {
     #[must_use]
     pub const fn new() -> Self {
         Self {
-            from_nothing: false,
+            nothing_at: None,
             seen: None,
             cells: Vec::new(),
             shift: 0,
@@ -165,7 +200,7 @@ impl History {
     pub fn push(&mut self, sample: Sample) {
         if self.seen.is_none() {
             if sample.held == 0 && sample.made == 0 {
-                self.from_nothing = true;
+                self.nothing_at = Some(sample.at);
                 return;
             }
             self.begin(sample);
@@ -198,13 +233,16 @@ impl History {
         }
     }
 
-    /// How many things had been made at a time of the trace, from neighbours where
-    /// it is between two looks that were kept.
+    /// How many things had been made at a time of the trace.
     #[must_use]
-    pub fn made_by(&self, at: Duration) -> u64 {
-        let Some(seen) = &self.seen else { return 0 };
+    pub fn made_by(&self, at: Duration) -> MadeBy {
+        let Some(seen) = &self.seen else {
+            return MadeBy::default();
+        };
         if at < seen.first.at {
-            return 0;
+            let nothing = self.nothing_at.unwrap_or(at).as_secs_f64();
+            let looks = (nothing, seen.first.at.as_secs_f64());
+            return MadeBy::between(at.as_secs_f64(), looks, (0, seen.first.made));
         }
         let seconds = |millis: u64| millis as f64 / 1000.0;
         let (lived, width) = (seconds(self.lived_at(millis(at))), seconds(self.width_ms()));
@@ -215,16 +253,12 @@ impl History {
         for cell in &self.cells {
             let (begins, until) = (f64::from(cell.index) * width, f64::from(cell.until));
             from = f64::max(from, begins - usual);
-            if lived <= from {
-                return before;
-            }
             if lived < until {
-                let share = (lived - from) / (until - from);
-                return before + (cell.made.saturating_sub(before) as f64 * share).round() as u64;
+                return MadeBy::between(lived, (from, until), (before, cell.made));
             }
             (from, before) = (until, cell.made);
         }
-        before
+        MadeBy::exactly(before)
     }
 
     /// Since something was first held.
@@ -243,7 +277,7 @@ impl History {
 
     /// Whether all of it came at once, while it was watched.
     pub(super) fn came_at_once(&self) -> bool {
-        self.from_nothing && self.steady() == self.lived()
+        self.nothing_at.is_some() && self.steady() == self.lived()
     }
 
     /// Whether it moves up and down from look to look, in no direction for long.
@@ -686,17 +720,44 @@ mod tests {
     #[test]
     fn what_was_made_by_a_time_is_known_between_looks() {
         let history = history((0..=1000).map(|second| sample(5000 + second * 1000, 1, second * 3)));
-        assert_eq!(history.made_by(Duration::from_secs(1)), 0);
-        assert_eq!(history.made_by(Duration::from_secs(5000)), 3000);
+        assert_eq!(history.made_by(Duration::from_secs(1)), MadeBy::exactly(0));
+        assert_eq!(history.made_by(Duration::from_secs(5000)).likely, 3000);
         for second in [10, 100, 333, 777, 999] {
-            let made = history.made_by(Duration::from_secs(5 + second));
+            let made = history.made_by(Duration::from_secs(5 + second)).likely;
             assert!(made.abs_diff(second * 3) <= 6, "{made} by {second}");
         }
         // Also of a short trace, whose looks are never quite on time.
         let late = (0..=3).map(|second| sample(second * 1004, second, second * 100));
         let history = self::history(late);
-        assert_eq!(history.made_by(Duration::from_millis(2008)), 200);
-        assert_eq!(history.made_by(Duration::from_millis(2510)), 250);
+        assert_eq!(history.made_by(Duration::from_millis(2008)).likely, 200);
+        assert_eq!(history.made_by(Duration::from_millis(2510)).likely, 250);
+    }
+
+    #[test]
+    fn what_was_made_before_the_first_look_is_estimated_too() {
+        let history = history((0..=3).map(|second| sample(second * 1000, second, second * 100)));
+        let by = |millis| history.made_by(Duration::from_millis(millis));
+        let expected = MadeBy {
+            least: 0,
+            likely: 90,
+            most: 100,
+        };
+        assert_eq!(by(900), expected);
+        assert_eq!(by(0), MadeBy::exactly(0));
+    }
+
+    #[test]
+    fn what_was_made_at_once_is_between_the_looks_around_it() {
+        for end in [7, 50, 700] {
+            let made = |second: u64| if second < 5 { 10 } else { 1010 };
+            let history = history((1..=end).map(|s| sample(s * 1000, made(s), made(s))));
+            let by = |millis| history.made_by(Duration::from_millis(millis));
+            assert_eq!(by(500), MadeBy::default());
+            assert_eq!(by(3000).least, 10);
+            assert_eq!(by(4500).most, 1010);
+            assert_eq!(by(5000), MadeBy::exactly(1010));
+            assert_eq!(by(end * 1000), MadeBy::exactly(1010));
+        }
     }
 
     #[test]

@@ -49,5 +49,5 @@ mod teeth;
 mod tests;
 mod view;
 
-pub use history::{AGES, Aged, History, Sample};
+pub use history::{AGES, Aged, History, MadeBy, Sample};
 pub(crate) use line::theil_sen;

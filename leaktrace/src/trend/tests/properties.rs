@@ -73,7 +73,8 @@ proptest! {
         let most = samples.iter().map(|sample| sample.made).max().unwrap_or(0);
         for sample in samples {
             history.push(sample);
-            prop_assert!(history.made_by(sample.at) <= most);
+            let made = history.made_by(sample.at);
+            prop_assert!(made.least <= made.likely && made.likely <= made.most && made.most <= most);
         }
         let trend = history.judge();
         let rate = trend.rate;
