@@ -26,13 +26,14 @@ const BEGINNINGS: [&str; 12] = [
 /// The function nearest to the allocations that at least nine tenths of the
 /// growth pass through, given stacks from the allocating function outwards with
 /// their growth; `None` when there is none but those in which threads begin, or
-/// there are not two stacks.
+/// there are not two stacks. `others` grow as well, but were not looked up: how
+/// many, and by how much.
 #[must_use]
-pub fn of(growing: &[(&[Frame], f64)]) -> Option<CommonCaller> {
+pub fn of(growing: &[(&[Frame], f64)], others: (usize, f64)) -> Option<CommonCaller> {
     if growing.len() < 2 {
         return None;
     }
-    let all: f64 = growing.iter().map(|(_, growth)| growth).sum();
+    let all = others.1 + growing.iter().map(|(_, growth)| growth).sum::<f64>();
     let mut functions: HashMap<&str, Function> = HashMap::new();
     for (frames, growth) in growing {
         let mut met = HashSet::new();
@@ -59,7 +60,7 @@ pub fn of(growing: &[(&[Frame], f64)]) -> Option<CommonCaller> {
     nearest.map(|(name, function)| CommonCaller {
         function: name.to_owned(),
         stacks: function.stacks,
-        growing: growing.len(),
+        growing: growing.len() + others.0,
         share: (function.growth / all).min(1.0),
     })
 }
@@ -113,7 +114,7 @@ mod tests {
             .iter()
             .map(|(frames, growth)| (frames.as_slice(), *growth))
             .collect();
-        of(&growing)
+        of(&growing, (0, 0.0))
     }
 
     #[test]
@@ -163,6 +164,19 @@ mod tests {
             cause(&[(&["malloc", "a"], 0.0), (&["malloc", "a"], 0.0)]),
             None
         );
+    }
+
+    #[test]
+    fn what_was_not_looked_up_counts_as_elsewhere() {
+        let stacks = [
+            stack(&["malloc", "create", "main"]),
+            stack(&["malloc", "copy", "create", "main"]),
+        ];
+        let growing: Vec<_> = stacks.iter().map(|frames| (&frames[..], 50.0)).collect();
+        let found = of(&growing, (3, 5.0)).unwrap();
+        assert_eq!((found.stacks, found.growing), (2, 5));
+        assert!((found.share - 100.0 / 105.0).abs() < 1e-9);
+        assert_eq!(of(&growing, (300, 20.0)), None);
     }
 
     #[test]

@@ -233,7 +233,7 @@ impl Aggregator {
         let verdicts = sites::by_verdict(&rows);
         let doubtful = self.doubtful();
         let mut growing = sites::growing(&rows);
-        let common_caller = self.common_caller(&rows, &growing);
+        let common_caller = self.common_caller(&rows, &growing, selection.top.is_none());
         let shown = selection.top.unwrap_or(rows.len()).min(rows.len());
         growing.retain(|index| *index < shown);
         rows.truncate(shown);
@@ -257,13 +257,21 @@ impl Aggregator {
         }
     }
 
-    /// What growing rows have in common.
-    fn common_caller(&mut self, rows: &[sites::Row], growing: &[usize]) -> Option<CommonCaller> {
-        // The slowest of many don't change it, and would have to be looked up.
+    /// What growing rows have in common; with `is_whole`, all of them are looked up
+    /// for the report anyway.
+    fn common_caller(
+        &mut self,
+        rows: &[sites::Row],
+        growing: &[usize],
+        is_whole: bool,
+    ) -> Option<CommonCaller> {
+        // The slowest of many hardly change it.
         const ENOUGH: usize = 256;
-        let stacks: Vec<_> = growing
+        let most = if is_whole { growing.len() } else { ENOUGH };
+        let (first, others) = growing.split_at(most.min(growing.len()));
+        let others_grow = others.iter().map(|index| rows[*index].growth()).sum();
+        let stacks: Vec<_> = first
             .iter()
-            .take(ENOUGH)
             .map(|index| {
                 let row = &rows[*index];
                 let (frames, _) = self.resolve(row.stack_id, &Doubtful::new());
@@ -274,7 +282,7 @@ impl Aggregator {
             .iter()
             .map(|(frames, growth)| (&**frames, *growth))
             .collect();
-        common_caller::of(&stacks)
+        common_caller::of(&stacks, (others.len(), others_grow))
     }
 
     /// Looks up all frames, and waits so long at most for debug information that
