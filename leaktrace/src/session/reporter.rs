@@ -2,7 +2,7 @@
 //! hold up the watch: signals, the brake and the target's end come first.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     os::fd::BorrowedFd,
     path::PathBuf,
     sync::{
@@ -87,6 +87,20 @@ enum Job {
     /// Conditions that have come true, one at least.
     Alert(Snapshot, Vec<Firing>),
     Finish(Box<Last>),
+}
+
+impl Job {
+    /// Whether those that came while others were being done make it needless. With
+    /// many stacks a report may take longer than the pause to the next one, and
+    /// what waits must not grow.
+    fn is_superseded(&self, later: &VecDeque<Self>) -> bool {
+        match self {
+            // Each of them looks.
+            Self::Learn(_) => !later.is_empty(),
+            Self::Table(_) => later.iter().any(|job| matches!(job, Self::Table(_))),
+            _ => false,
+        }
+    }
 }
 
 /// What the last report is made of.
@@ -186,7 +200,20 @@ impl Reporter {
 
 impl Workshop {
     fn run(mut self, jobs: &Receiver<Job>) -> Option<Finished> {
-        while let Ok(job) = jobs.recv() {
+        let mut waiting = VecDeque::new();
+        loop {
+            if waiting.is_empty() {
+                waiting.push_back(jobs.recv().ok()?);
+            }
+            waiting.extend(jobs.try_iter());
+            let Some(job) = waiting.pop_front() else {
+                continue;
+            };
+            if job.is_superseded(&waiting) {
+                // A line that is missing shows.
+                self.lines += u64::from(matches!(job, Job::Table(_)));
+                continue;
+            }
             match job {
                 Job::Learn(snapshot) => self.observe(&snapshot),
                 Job::Table(snapshot) => self.table(snapshot),
@@ -205,13 +232,14 @@ impl Workshop {
                     self.observe(&snapshot);
                     let since_mark = self.options.since_mark;
                     self.observation.mark(&snapshot, since_mark);
+                    // They are judged anew.
+                    self.growing_sites.store(0, Ordering::Relaxed);
                     say_aside(messages::marked(&snapshot.taken, since_mark));
                 }
                 Job::Alert(snapshot, firings) => self.alert(snapshot, &firings),
                 Job::Finish(last) => return Some(self.finish(*last)),
             }
         }
-        None
     }
 
     fn alert(&mut self, snapshot: Snapshot, firings: &[Firing]) {
