@@ -10,8 +10,8 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use leaktrace::{
     alert::{Growth, GrowthTest},
     model::{
-        Advice, CommonCaller, EndReason, Mark, MemorySample, Rate, Report, SortKey, Trend, Verdict,
-        WatchEnd, Weight,
+        Advice, CommonCaller, EndReason, Forecast, Limit, LimitKind, Mark, MemorySample, Rate,
+        Report, SortKey, Trend, Verdict, VerdictSums, WatchEnd, Weight,
     },
     report::{
         export::{ExportOptions, Format},
@@ -266,8 +266,61 @@ fn after_a_mark_growth_of_rss_counts_from_there_too() {
     });
     // The mean of 36 MiB per minute, for half a minute.
     let text = summary(&report);
-    let share = "and makes 90 % of the growth of RSS (+18 of +20 MiB).";
+    let share = "and makes 90 % of the growth of RSS since the mark (+18 of +20 MiB).";
     assert!(text.contains(share), "{text}");
+    // The other figure has another beginning.
+    let since = "\nSince the start: RSS grew 44 MiB, to 8.24 GiB.\n";
+    assert!(text.contains(since), "{text}");
+}
+
+#[test]
+fn what_could_not_be_judged_is_not_said_to_be_steady() {
+    // A minute was traced, but no site was there from its beginning.
+    let mut report = judged(&[(Verdict::TooEarly, 1e6), (Verdict::Flat, 0.0)]);
+    report.growing.clear();
+    let sums = |live_bytes| VerdictSums {
+        sites: 1,
+        live_bytes,
+        growth_per_minute: 0.0,
+    };
+    report.verdicts = vec![
+        (Verdict::TooEarly, sums(36_000_000)),
+        (Verdict::Flat, sums(9)),
+    ];
+    let text = summary(&report);
+    let early =
+        "Too early to tell what grows without end: 60 s observed, but a site needs a minute";
+    assert!(
+        text.contains(early) && !text.contains("No site grew"),
+        "{text}"
+    );
+    assert!(summary::next_step(&report).contains("--duration 5m"));
+    report.verdicts = vec![
+        (Verdict::TooEarly, sums(9)),
+        (Verdict::Flat, sums(36_000_000)),
+    ];
+    let text = summary(&report);
+    assert!(text.contains("No site grew steadily in 60 s: "), "{text}");
+}
+
+#[test]
+fn memory_that_grows_without_any_site_runs_into_its_limit() {
+    let mut report = fixture::healthy();
+    report.trends.memory = Some(fixture::trend(Verdict::Growing, 149.0 * (1 << 20) as f64));
+    report.forecasts = vec![Forecast {
+        limit: Limit {
+            kind: LimitKind::CgroupMemory,
+            most: 12 << 30,
+            room: 4 << 30,
+        },
+        likely: Duration::from_secs(1800),
+        earliest: Duration::from_secs(1700),
+        latest: None,
+    }];
+    let text = summary(&report);
+    let said = "\nRSS with swap grew steadily, at 149 MiB/min.\nAt this rate the limit of its cgroup \
+                (12 GiB) is reached in about 30 min";
+    assert!(text.contains(said), "{text}");
 }
 
 #[test]

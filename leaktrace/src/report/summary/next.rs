@@ -29,7 +29,8 @@ pub fn next(report: &Report) -> Option<Next> {
         ),
         _ if !report.growing.is_empty() => (
             format!("sudo leaktrace attach {pid} --since mark"),
-            "then `kill -USR2` it and make some requests: it shows what they leave behind",
+            "then `kill -USR2` leaktrace, not the process, and make some requests: it shows what they \
+             leave behind",
         ),
         _ if verdict::is_unexplained(report) => (
             format!("leaktrace doctor {pid} --watch 60s"),

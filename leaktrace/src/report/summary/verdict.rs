@@ -28,6 +28,18 @@ pub(super) fn write(report: &Report, page: &mut Page) {
         page.say(Look::Plain, name::clean(note));
     }
     page.say(Look::Plain, beside_rss(report));
+    if report.growing.is_empty()
+        && let Some(trend) = report.trends.memory
+        && trend.verdict == Verdict::Growing
+    {
+        let rate = quantity::growth(trend.rate.per_minute);
+        let rate = rate.trim_start_matches('+');
+        page.say(
+            Look::Alarm,
+            format!("RSS with swap grew steadily, at {rate}."),
+        );
+        forecast(report, Resource::Memory, page);
+    }
     for (what, trend, resource) in [
         (
             "Descriptors",
@@ -95,9 +107,17 @@ fn exactness(report: &Report, page: &mut Page) {
     }
 }
 
-/// Whether the observation was too short for any verdict.
+/// Whether the observation was too short for a verdict, on most of what is held at
+/// least: a site's time begins when it first holds something.
 pub(super) fn is_early(report: &Report) -> bool {
-    observed(report) < EARLY
+    let (mut open, mut all) = (0_u64, 0_u64);
+    for (verdict, sums) in &report.verdicts {
+        all = all.saturating_add(sums.live_bytes);
+        if *verdict == Verdict::TooEarly {
+            open = open.saturating_add(sums.live_bytes);
+        }
+    }
+    observed(report) < EARLY || open > all / 2
 }
 
 /// Whether memory grew much more than the blocks that were seen.
@@ -186,11 +206,13 @@ fn share_of_growth(report: &Report) -> Option<String> {
     }
     let bytes = quantity::bytes_of(sites as u64, grown).replacen(" of ", " of +", 1);
     // Blocks that were never written to are not resident.
-    if sites > grown as f64 {
-        return Some(format!("all of the growth of RSS (+{bytes})"));
-    }
-    let share = quantity::percent_whole(sites / grown as f64);
-    Some(format!("{share} of the growth of RSS (+{bytes})"))
+    let share = if sites > grown as f64 {
+        "all".to_owned()
+    } else {
+        quantity::percent_whole(sites / grown as f64)
+    };
+    let since = report.mark.as_ref().map_or("", |_| " since the mark");
+    Some(format!("{share} of the growth of RSS{since} (+{bytes})"))
 }
 
 /// What was judged and does not grow, a line each: `Not growing: 3 sites, 12.4 MiB
@@ -267,10 +289,15 @@ fn held(report: &Report) -> String {
     }
     let live = quantity::bytes_fine(totals.live_bytes());
     if is_early(report) {
+        let needed = if observed(report) < EARLY {
+            "a minute is needed"
+        } else {
+            "but a site needs a minute from when it first holds something, or two of its periods"
+        };
         let observed = quantity::duration(observed(report));
         let in_blocks = quantity::things(totals.live_blocks(), "block");
         return format!(
-            "Too early to tell what grows without end: {observed} observed, a minute is needed. \
+            "Too early to tell what grows without end: {observed} observed, {needed}. \
              {live} held in {in_blocks}: {blocks} allocated in {elapsed}, {freed} freed."
         );
     }
@@ -290,8 +317,15 @@ fn held(report: &Report) -> String {
                 ),
             }
         });
+    let period = match &report.mark {
+        None => format!("{elapsed}:"),
+        Some(_) => {
+            let observed = quantity::duration(observed(report));
+            format!("{observed} since the mark. In {elapsed}:")
+        }
+    };
     format!(
-        "No site grew steadily in {elapsed}: {blocks} allocated, {freed} freed, {live} held{largest}."
+        "No site grew steadily in {period} {blocks} allocated, {freed} freed, {live} held{largest}."
     )
 }
 
@@ -303,8 +337,17 @@ fn per_minute(trend: &Trend) -> String {
     }
 }
 
-/// What RSS did, and how far the blocks seen explain it.
+/// What RSS did since the start, and how far the blocks seen explain it.
 fn beside_rss(report: &Report) -> String {
+    let text = rss_growth(report);
+    match report.mark {
+        // What else is told counts from there.
+        Some(_) => format!("Since the start: {text}"),
+        None => text,
+    }
+}
+
+fn rss_growth(report: &Report) -> String {
     let (Some(then), Some(now)) = (report.memory_at_start.rss, report.memory.rss) else {
         return "RSS could not be read.".to_owned();
     };
