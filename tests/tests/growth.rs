@@ -43,8 +43,12 @@ const VERDICTS: [(&str, &[&str]); 8] = [
 ];
 
 /// A leak of 20 KiB/s beside, and at the same site as, 200 MiB/s of churn is named
-/// within two minutes; what is bounded never is.
+/// within two minutes; what is bounded never is. Nor is a store that was full before
+/// it was traced, whose new blocks take the place of old ones.
 fn verdicts() -> Result<()> {
+    let mut full = Fixture::start("holders", &["none"])?;
+    full.tell("store")?;
+    let store = Start::attach(full.pid())?.attached()?;
     let mut fixture = Fixture::start("holders", &[])?;
     let mut tracer = Start::attach(fixture.pid())?
         .args(&["-o", "txt:report.txt"])
@@ -67,6 +71,12 @@ fn verdicts() -> Result<()> {
         let rate = rate.context("no rate")? / 60.0 / 1024.0;
         ensure!((14.0..26.0).contains(&rate), "{site} at {rate} KiB/s");
     }
+    let report = store.json_report()?;
+    let trend = &stack(&report, "stores")?["trend"];
+    ensure!(trend["verdict"] == "too_early", "a full store: {trend}");
+    let notes = report["notes"].to_string();
+    ensure!(notes.contains("may only take their place"), "{notes}");
+    full.finish_well()?;
     let text = ended.file("report.txt")?;
     for part in ["LIKELY LEAKS: 2 sites grew steadily at ", "Not growing: "] {
         ensure!(text.contains(part), "{part:?} is missing in {text}");
@@ -142,24 +152,24 @@ fn warmup() -> Result<()> {
 
 /// Of 200 blocks 40 die at once, 60 after more than a second, 100 live on.
 fn survival() -> Result<()> {
-    const LONG: Duration = Duration::from_millis(2500);
+    // Looks are a second apart, or more where everything is slow.
+    let long = Duration::from_millis(if suite::is_emulated() { 6000 } else { 2500 });
     let mut fixture = Fixture::start("holders", &["none"])?;
     let tracer = Start::attach(fixture.pid())?.attached()?;
     fixture.tell("step 40")?;
     fixture.tell("flush")?;
     fixture.tell("step 60")?;
-    sleep(LONG);
+    sleep(long);
     fixture.tell("flush")?;
     fixture.tell("step 100")?;
-    sleep(LONG);
+    sleep(long);
     let report = tracer.json_report()?;
     let survival = &stack(&report, "request")?["survival"];
     let second = &survival[0];
     ensure!(second["age_ns"] == 1_000_000_000_u64, "{survival}");
     ensure!(second["reached"] == 160, "{survival}");
-    // When blocks were made is known to a second.
-    let of = second["of"].as_u64().context("no number")?;
-    ensure!((160..=200).contains(&of), "{survival}");
+    // All of them were made more than a second before the end.
+    ensure!(second["of"] == 200 || suite::is_emulated(), "{survival}");
     // Nothing can have lived for ten seconds yet.
     ensure!(survival[1].is_null() || suite::is_emulated(), "{survival}");
     fixture.finish_well()
