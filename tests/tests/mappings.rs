@@ -340,8 +340,10 @@ fn swapped_unseen() -> Result<()> {
     let report = tracer.report()?;
     let ends = check(&report)?;
     let (all, complete) = count(&ends, IN_TWO);
-    // Those of 0.3 s may not be seen, and those of a moment be incomplete.
-    ensure!(all >= 40 && complete >= all / 2, "{ends:?}");
+    // Those of 0.3 s may not be seen, where everything is slow those of longer, and
+    // those of a moment be incomplete.
+    let least = if suite::is_emulated() { 10 } else { 40 };
+    ensure!(all >= least && complete >= all / 2, "{ends:?}");
     Ok(())
 }
 
