@@ -92,19 +92,19 @@ fn print_summary(finished: &Finished, options: &TraceOptions) {
         .outputs
         .iter()
         .any(|output| (output.format, &output.target) == (Format::Txt, &Target::Stdout));
+    let report = &finished.report;
+    let look = SummaryOptions {
+        width,
+        colour: terminal.colour,
+        top: options.top,
+    };
     let summary = if is_printed {
         String::new()
     } else {
-        summary::render(
-            &finished.report,
-            &SummaryOptions {
-                width,
-                colour: terminal.colour,
-                top: options.top,
-            },
-        )
+        summary::render(report, &look)
     };
-    let closing = summary::closing(&finished.written) + &summary::next_step(&finished.report);
+    let reminder = summary::reminder(report, &look, &summary);
+    let closing = summary::closing(&finished.written) + &reminder + &summary::next_step(report);
     let text = summary + &closing;
     // A reader that is gone has had enough.
     match &finished.screen {

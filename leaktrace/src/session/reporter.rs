@@ -11,7 +11,7 @@ use std::{
         mpsc::{self, Receiver, Sender},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -50,6 +50,9 @@ use crate::{
 /// How long the last report waits for debug information that is being fetched.
 /// The probes are gone by then.
 const FETCH_PATIENCE: Duration = Duration::from_secs(20);
+
+/// For tables sites are judged in at most one part in so many of a CPU.
+const JUDGE_SHARE: u32 = 20;
 
 /// What reports have in common.
 pub struct Common {
@@ -144,6 +147,8 @@ pub struct Workshop {
     pub verdicts: VerdictWatch,
     /// Where the watch looks for how many of them grow.
     pub growing_sites: Arc<AtomicUsize>,
+    /// What was judged last, and until when tables make do with it.
+    pub judged: Option<(Arc<Judged>, Duration)>,
     pub options: TraceOptions,
 }
 
@@ -232,6 +237,7 @@ impl Workshop {
                     self.observe(&snapshot);
                     let since_mark = self.options.since_mark;
                     self.observation.mark(&snapshot, since_mark);
+                    self.judged = None;
                     // They are judged anew.
                     self.growing_sites.store(0, Ordering::Relaxed);
                     say_aside(messages::marked(&snapshot.taken, since_mark));
@@ -397,6 +403,22 @@ impl Workshop {
         }
     }
 
+    /// How everything moved. Tables, which come often, make do with what was found
+    /// lately where finding it takes long.
+    fn judged(&mut self, elapsed: Duration, is_table: bool) -> Arc<Judged> {
+        if let Some((judged, until)) = &self.judged
+            && is_table
+            && elapsed < *until
+        {
+            return Arc::clone(judged);
+        }
+        let begun = Instant::now();
+        let judged = Arc::new(self.observation.judge());
+        let pause = begun.elapsed().saturating_mul(JUDGE_SHARE);
+        self.judged = Some((Arc::clone(&judged), elapsed.saturating_add(pause)));
+        judged
+    }
+
     /// With what was read at the end, if it is the last.
     fn report(
         &mut self,
@@ -406,15 +428,16 @@ impl Workshop {
     ) -> Report {
         self.observe(&snapshot);
         snapshot.counters.events[Counter::LateAllocator as usize] = self.late_allocators;
-        let observation = &self.observation;
         let (ages, elapsed) = (snapshot.ages.as_ref(), snapshot.elapsed);
-        let Judged { trends, replacing } = observation.judge();
+        let judged = self.judged(elapsed, top.is_some());
+        let Judged { trends, replacing } = &*judged;
+        let observation = &self.observation;
         let selection = Selection {
             sort: self.options.sort,
             top,
             elapsed,
             baseline: observation.baseline(),
-            trends: &trends,
+            trends,
             is_library: standard_library::is_standard,
             survival: &|stack_id, sums| {
                 let survival = |ages| observation.survival(stack_id, sums, ages, elapsed);
@@ -428,7 +451,7 @@ impl Workshop {
         let mut notes = self.common.notes.clone();
         notes.extend(self.aggregator.symbolizer().notes());
         notes.extend(self.alarm.notes());
-        notes.extend(messages::replacing(&replacing));
+        notes.extend(messages::replacing(replacing));
         Report {
             process: self.common.process.clone(),
             trace: self.common.trace.clone(),

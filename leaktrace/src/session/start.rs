@@ -305,6 +305,7 @@ pub fn observe(
         alarm,
         verdicts: VerdictWatch::new(&options.alerts),
         growing_sites: Arc::clone(&growing_sites),
+        judged: None,
         options: options.clone(),
     })?;
     let watch = Watch {

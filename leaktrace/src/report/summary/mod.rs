@@ -50,6 +50,22 @@ pub fn render(report: &Report, options: &SummaryOptions) -> String {
     page.text
 }
 
+/// What a long summary comes to, once more, for the end of it: it has scrolled away
+/// by then. Empty when it is short, or no site was judged to be growing.
+#[must_use]
+pub fn reminder(report: &Report, options: &SummaryOptions, summary: &str) -> String {
+    const SHORT: usize = 40;
+    let mut page = Page {
+        options: *options,
+        text: String::new(),
+    };
+    if summary.lines().count() > SHORT && !report.growing.is_empty() {
+        page.text.push('\n');
+        verdict::likely_leaks(report, &mut page);
+    }
+    page.text
+}
+
 /// Which files were written, after an empty line; empty when none was.
 #[must_use]
 pub fn written(written: &[PathBuf]) -> String {

@@ -147,7 +147,7 @@ fn growing(report: &Report) -> impl Iterator<Item = &Site> {
 
 /// `LIKELY LEAK: 1 site grew steadily at 36.1 MiB/min and makes 96 % of the growth
 /// of RSS (+372 of +388 MiB).`
-fn likely_leaks(report: &Report, page: &mut Page) {
+pub(super) fn likely_leaks(report: &Report, page: &mut Page) {
     let together: f64 = growing(report).map(Site::growth).sum();
     let rate = quantity::growth(together);
     let rate = rate.trim_start_matches('+');
