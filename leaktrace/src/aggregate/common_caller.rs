@@ -27,9 +27,13 @@ const BEGINNINGS: [&str; 12] = [
 /// growth pass through, given stacks from the allocating function outwards with
 /// their growth; `None` when there is none but those in which threads begin, or
 /// there are not two stacks. `others` grow as well, but were not looked up: how
-/// many, and by how much.
+/// many, and by how much. Functions that `is_library` names are left out.
 #[must_use]
-pub fn of(growing: &[(&[Frame], f64)], others: (usize, f64)) -> Option<CommonCaller> {
+pub fn of(
+    growing: &[(&[Frame], f64)],
+    others: (usize, f64),
+    is_library: fn(&str) -> bool,
+) -> Option<CommonCaller> {
     if growing.len() < 2 {
         return None;
     }
@@ -41,7 +45,7 @@ pub fn of(growing: &[(&[Frame], f64)], others: (usize, f64)) -> Option<CommonCal
             .iter()
             .filter(|frame| frame.kind == FrameKind::Program)
             .filter_map(|frame| frame.symbol.as_deref())
-            .filter(|name| !is_beginning(name));
+            .filter(|name| !is_beginning(name) && !is_library(name));
         for (distance, name) in callers.enumerate() {
             // A function that calls itself counts once, where it is innermost.
             if met.insert(name) {
@@ -114,7 +118,11 @@ mod tests {
             .iter()
             .map(|(frames, growth)| (frames.as_slice(), *growth))
             .collect();
-        of(&growing, (0, 0.0))
+        of(&growing, (0, 0.0), is_library)
+    }
+
+    fn is_library(name: &str) -> bool {
+        name.starts_with("std::")
     }
 
     #[test]
@@ -173,10 +181,23 @@ mod tests {
             stack(&["malloc", "copy", "create", "main"]),
         ];
         let growing: Vec<_> = stacks.iter().map(|frames| (&frames[..], 50.0)).collect();
-        let found = of(&growing, (3, 5.0)).unwrap();
+        let found = of(&growing, (3, 5.0), is_library).unwrap();
         assert_eq!((found.stacks, found.growing), (2, 5));
         assert!((found.share - 100.0 / 105.0).abs() < 1e-9);
-        assert_eq!(of(&growing, (300, 20.0)), None);
+        assert_eq!(of(&growing, (300, 20.0), is_library), None);
+    }
+
+    #[test]
+    fn a_standard_library_is_nobody_s_leak() {
+        let found = cause(&[
+            (&["malloc", "std::vector::grow", "add", "load", "main"], 1.0),
+            (
+                &["malloc", "std::vector::grow", "append", "load", "main"],
+                1.0,
+            ),
+        ])
+        .unwrap();
+        assert_eq!(found.function, "load");
     }
 
     #[test]

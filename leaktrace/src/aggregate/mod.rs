@@ -48,6 +48,9 @@ pub struct Selection<'a> {
     pub baseline: Option<&'a Baseline>,
     /// How stacks moved.
     pub trends: &'a HashMap<u64, Trend>,
+    /// Whether a function of this name is of a standard library, which is nobody's
+    /// leak.
+    pub is_library: fn(&str) -> bool,
     /// How many blocks of a stack with these sums reached each age.
     pub survival: &'a dyn Fn(u64, &Sums) -> Vec<Survival>,
 }
@@ -233,7 +236,7 @@ impl Aggregator {
         let verdicts = sites::by_verdict(&rows);
         let doubtful = self.doubtful();
         let mut growing = sites::growing(&rows);
-        let common_caller = self.common_caller(&rows, &growing, selection.top.is_none());
+        let common_caller = self.common_caller(&rows, &growing, selection);
         let shown = selection.top.unwrap_or(rows.len()).min(rows.len());
         growing.retain(|index| *index < shown);
         rows.truncate(shown);
@@ -257,17 +260,17 @@ impl Aggregator {
         }
     }
 
-    /// What growing rows have in common; with `is_whole`, all of them are looked up
-    /// for the report anyway.
+    /// What growing rows have in common; of a whole report, all of them are looked up
+    /// anyway.
     fn common_caller(
         &mut self,
         rows: &[sites::Row],
         growing: &[usize],
-        is_whole: bool,
+        selection: &Selection<'_>,
     ) -> Option<CommonCaller> {
         // The slowest of many hardly change it.
         const ENOUGH: usize = 256;
-        let most = if is_whole { growing.len() } else { ENOUGH };
+        let most = selection.top.map_or(growing.len(), |_| ENOUGH);
         let (first, others) = growing.split_at(most.min(growing.len()));
         let others_grow = others.iter().map(|index| rows[*index].growth()).sum();
         let stacks: Vec<_> = first
@@ -282,7 +285,7 @@ impl Aggregator {
             .iter()
             .map(|(frames, growth)| (&**frames, *growth))
             .collect();
-        common_caller::of(&stacks, (others.len(), others_grow))
+        common_caller::of(&stacks, (others.len(), others_grow), selection.is_library)
     }
 
     /// Looks up all frames, and waits so long at most for debug information that

@@ -157,6 +157,7 @@ mod tests {
             elapsed: Duration::from_secs(30),
             baseline: None,
             trends,
+            is_library: |_| false,
             survival: &|_, _| Vec::new(),
         }
     }

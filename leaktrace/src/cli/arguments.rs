@@ -316,6 +316,11 @@ impl Trace {
         {
             return Err("--min-age is longer than --max-age: nothing would be shown".into());
         }
+        if let (Some(warmup), Some(duration)) = (self.warmup, self.duration)
+            && warmup >= duration
+        {
+            return Err("--warmup is not shorter than --duration: nothing would follow it".into());
+        }
         let is_stdout = |output: &Destination| output.target == Target::Stdout;
         let format = match self.format {
             FormatName::Text => PrintFormat::Text,

@@ -37,7 +37,7 @@
 //! | `verdicts` | of all sites that hold something, by `verdict`: `sites`, `live_bytes`, `growth_per_minute` |
 //! | `common_caller` | `null`, or what growing stacks have in common: `function`, `stacks` that pass through it of `growing` ones, `share` of all growth |
 //! | `rss_growth` | what the growth of RSS with swap is made of: `grown_bytes`, `swapped_bytes` of it, `traced_bytes`, and `causes` of the rest, a list of `what` (`kept_by_malloc`, `headers`, `filtered_or_kept`, `named_mappings`, `mappings`, `stacks`, `files`, `shared`, `touched_later`, `unknown`), `bytes`, `mostly` (the file or name that grew most, or `null`); `null` before the end, or when it could not be read |
-//! | `forecasts` | limits that are reached if growth goes on like this, at most one of a resource: `limit`, `most`, `room` (bytes or things), `likely_ns`, `earliest_ns`, `latest_ns` (or `null`: perhaps never); empty before the end |
+//! | `forecasts` | limits that are reached if growth goes on like this, at most one of a resource: `limit` (`cgroup_memory`, `cgroup_memory_high`, `address_space`, `data`, `machine_memory`, `descriptors`, `user_threads`, `cgroup_threads`, `machine_threads`), `most`, `room` (bytes or things), `likely_ns`, `earliest_ns`, `latest_ns` (or `null`: perhaps never); empty before the end |
 //! | `site_count` | how many stacks pass the filters |
 //! | `notes` | sentences about how far this can be trusted |
 //! | `stacks` | those that pass the filters, in the order asked for |

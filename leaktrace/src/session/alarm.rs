@@ -170,7 +170,7 @@ impl VerdictWatch {
     pub fn count_growing(&mut self, observation: &Observation, elapsed: Duration) -> Option<usize> {
         self.due.filter(|due| elapsed >= *due)?;
         let begun = Instant::now();
-        let trends = observation.trends();
+        let trends = observation.judge().trends;
         let is_growing = |trend: &&Trend| trend.verdict == Verdict::Growing;
         let growing = trends.values().filter(is_growing).count();
         let pause = begun.elapsed().saturating_mul(JUDGE_SHARE);

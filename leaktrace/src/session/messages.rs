@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use super::{
     brake::{Brake, Estimate},
     estimate::COUNTING,
+    replacement::Replacing,
 };
 use crate::{
     alert::{Figure, Firing, Growth, LimitOwner},
@@ -116,6 +117,20 @@ pub fn how_to_mark(since_mark: bool, warmup: Option<Duration>) -> Option<String>
     }
     let own = std::process::id();
     since_mark.then(|| format!("`kill -USR2 {own}` sets the mark; all blocks are shown until then"))
+}
+
+/// That growth was not believed, and why.
+pub fn replacing(replacing: &Replacing) -> Option<String> {
+    let (sites, rise, they) = match replacing.sites {
+        0 => return None,
+        1 => ("1 site".to_owned(), "rises", "it"),
+        sites => (quantity::things(sites as u64, "site"), "rise", "they"),
+    };
+    Some(format!(
+        "{sites} {rise} by {}, but about as many blocks from before are freed, and RSS grows much \
+         less: {they} may only take their place. That can be told when no more of these are left.",
+        rate(replacing.per_minute)
+    ))
 }
 
 /// Lines about the target's files, whose names are anybody's.

@@ -15,6 +15,7 @@ mod on_alert;
 mod plan;
 mod progress;
 mod rehearsal;
+mod replacement;
 mod reporter;
 mod signals;
 mod snapshot;

@@ -6,7 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::snapshot::{self, Snapshot};
+use leaktrace_common::counter::Counter;
+
+use super::{
+    replacement::{self, Facts, Growth, Replacing},
+    snapshot::{self, Snapshot},
+};
 use crate::{
     aggregate::{AgeFilter, Baseline, BlockAges, reached},
     bpf::Maps,
@@ -21,7 +26,11 @@ const AGES_SHARE: u32 = 200;
 
 /// What has been seen, look by look.
 pub struct Observation {
-    stacks: HashMap<u64, History>,
+    stacks: HashMap<u64, Stack>,
+    /// Frees of blocks that were not recorded, as things made.
+    unknown_frees: History,
+    /// Resident memory and swap: at the beginning or the mark, and now.
+    resident: Option<(u64, u64)>,
     memory: History,
     descriptors: History,
     threads: History,
@@ -32,11 +41,29 @@ pub struct Observation {
     marked: Option<(Mark, Baseline)>,
 }
 
+/// One stack, look by look.
+struct Stack {
+    history: History,
+    /// What it held at the beginning or the mark, and now: bytes and blocks.
+    then: (u64, u64),
+    now: (u64, u64),
+}
+
+/// What everything comes to.
+pub struct Judged {
+    /// How each stack moved.
+    pub trends: HashMap<u64, Trend>,
+    /// Growth that was not believed.
+    pub replacing: Replacing,
+}
+
 impl Observation {
     /// Nothing has been seen yet but this.
     pub fn new(memory: &MemorySample) -> Self {
         let mut observation = Self {
             stacks: HashMap::new(),
+            unknown_frees: History::new(),
+            resident: None,
             memory: History::new(),
             descriptors: History::new(),
             threads: History::new(),
@@ -45,6 +72,7 @@ impl Observation {
             marked: None,
         };
         observation.see_process(Duration::ZERO, memory);
+        observation.see_unknown_frees(Duration::ZERO, 0);
         observation
     }
 
@@ -65,25 +93,46 @@ impl Observation {
     pub fn see(&mut self, snapshot: &Snapshot, ages: Option<&BlockAges>) {
         let at = snapshot.elapsed;
         for (stack_id, sums) in &snapshot.sums {
-            let history = self.stacks.entry(*stack_id).or_insert_with(|| {
+            let stack = self.stacks.entry(*stack_id).or_insert_with(|| {
                 // At the last look it held nothing, or it would have been met.
                 let mut history = History::new();
                 history.push(sample(self.last, &Sums::default(), None));
-                history
+                Stack {
+                    history,
+                    then: (0, 0),
+                    now: (0, 0),
+                }
             });
             let aged = ages.map(|ages| Aged {
                 held: ages.held_since(*stack_id),
             });
-            history.push(sample(at, sums, aged));
+            stack.history.push(sample(at, sums, aged));
+            stack.now = (sums.live_bytes(), sums.live_blocks());
         }
+        let unknown = snapshot.counters.events[Counter::UnknownFree as usize];
+        self.see_unknown_frees(at, unknown);
         self.last = at;
         if snapshot.memory_read.is_some() {
             self.see_process(at, &snapshot.memory);
         }
     }
 
+    fn see_unknown_frees(&mut self, at: Duration, made: u64) {
+        self.unknown_frees.push(Sample {
+            at,
+            held: 0,
+            made,
+            gone: made,
+            aged: None,
+        });
+    }
+
     fn see_process(&mut self, at: Duration, memory: &MemorySample) {
         let resident = memory.rss.map(|rss| rss + memory.swap.unwrap_or(0));
+        if let Some(now) = resident {
+            let then = self.resident.map_or(now, |(then, _)| then);
+            self.resident = Some((then, now));
+        }
         for (history, value) in [
             (&mut self.memory, resident),
             (&mut self.descriptors, memory.descriptors),
@@ -112,9 +161,16 @@ impl Observation {
         for (stack_id, sums) in &snapshot.sums {
             let mut history = History::new();
             history.push(sample(at, sums, None));
-            self.stacks.insert(*stack_id, history);
+            let held = (sums.live_bytes(), sums.live_blocks());
+            let stack = Stack {
+                history,
+                then: held,
+                now: held,
+            };
+            self.stacks.insert(*stack_id, stack);
         }
         self.last = at;
+        self.resident = None;
         self.see_process(at, &snapshot.memory);
     }
 
@@ -128,12 +184,35 @@ impl Observation {
         self.marked.as_ref().map(|(_, baseline)| baseline)
     }
 
-    /// How each stack moved.
-    pub fn trends(&self) -> HashMap<u64, Trend> {
-        self.stacks
+    /// How each stack moved, as far as it is believed.
+    pub fn judge(&self) -> Judged {
+        let mut trends = self
+            .stacks
             .iter()
-            .map(|(stack_id, history)| (*stack_id, history.judge()))
-            .collect()
+            .map(|(stack_id, stack)| (*stack_id, stack.history.judge()))
+            .collect();
+        let since = self.marked().map_or(Duration::ZERO, |mark| mark.at);
+        let observed = self.last.saturating_sub(since);
+        // Old blocks that were freed at first and no longer explain nothing now.
+        let lately = observed / 3;
+        let before = self.unknown_frees.made_by(self.last.saturating_sub(lately));
+        let now = self.unknown_frees.made_by(self.last);
+        let freed = now.likely.saturating_sub(before.likely);
+        let facts = Facts {
+            observed,
+            unknown_frees_per_minute: freed as f64 / (lately.as_secs_f64() / 60.0).max(1e-3),
+            memory_growth: self.resident.map(|(then, now)| now.saturating_sub(then)),
+        };
+        let growth = |stack_id| {
+            self.stacks
+                .get(&stack_id)
+                .map_or_else(Growth::default, |stack| Growth {
+                    bytes: stack.now.0.saturating_sub(stack.then.0),
+                    blocks: stack.now.1.saturating_sub(stack.then.1),
+                })
+        };
+        let replacing = replacement::doubt(&mut trends, growth, &facts);
+        Judged { trends, replacing }
     }
 
     /// How the process's own figures moved.
@@ -154,7 +233,7 @@ impl Observation {
         ages: &BlockAges,
         elapsed: Duration,
     ) -> Vec<Survival> {
-        let Some(history) = self.stacks.get(&stack_id) else {
+        let Some(Stack { history, .. }) = self.stacks.get(&stack_id) else {
             return Vec::new();
         };
         let since = self.marked().map_or(Duration::ZERO, |mark| mark.at);

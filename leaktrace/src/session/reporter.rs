@@ -22,7 +22,7 @@ use super::{
     alarm::{Alarm, VerdictWatch},
     memory_account::{AtEnd, AtStart},
     messages,
-    observation::Observation,
+    observation::{Judged, Observation},
     plan::Plan,
     progress::{Progress, say_aside},
     snapshot::Snapshot,
@@ -32,12 +32,12 @@ use crate::{
     aggregate::{Aggregator, Selection},
     alert::Firing,
     bpf::Maps,
-    model::{Edge, MemorySample, ProcessInfo, Report, TraceInfo},
+    model::{Edge, EndReason, MemorySample, ProcessInfo, Report, TraceInfo},
     output::{Outputs, Written, screen::Screen, terminal::Terminal},
     probe_site::KernelAbility,
     report::{
         export::{ExportOptions, Format},
-        json, summary,
+        json, standard_library, summary,
         table::{self, TableOptions},
     },
     target::{
@@ -295,7 +295,10 @@ impl Workshop {
             None => self.observation.ages(&self.maps, snapshot.elapsed),
         };
         let ages = snapshot.ages.as_ref().or(ages.as_ref());
-        self.observation.see(snapshot, ages);
+        // While a process exits, much is given back that grew until then.
+        if snapshot.end != Some(EndReason::TargetExit) {
+            self.observation.see(snapshot, ages);
+        }
         if let Some(growing) = self
             .verdicts
             .count_growing(&self.observation, snapshot.elapsed)
@@ -405,13 +408,14 @@ impl Workshop {
         snapshot.counters.events[Counter::LateAllocator as usize] = self.late_allocators;
         let observation = &self.observation;
         let (ages, elapsed) = (snapshot.ages.as_ref(), snapshot.elapsed);
-        let trends = observation.trends();
+        let Judged { trends, replacing } = observation.judge();
         let selection = Selection {
             sort: self.options.sort,
             top,
             elapsed,
             baseline: observation.baseline(),
             trends: &trends,
+            is_library: standard_library::is_standard,
             survival: &|stack_id, sums| {
                 let survival = |ages| observation.survival(stack_id, sums, ages, elapsed);
                 ages.map(survival).unwrap_or_default()
@@ -424,6 +428,7 @@ impl Workshop {
         let mut notes = self.common.notes.clone();
         notes.extend(self.aggregator.symbolizer().notes());
         notes.extend(self.alarm.notes());
+        notes.extend(messages::replacing(&replacing));
         Report {
             process: self.common.process.clone(),
             trace: self.common.trace.clone(),

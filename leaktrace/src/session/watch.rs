@@ -338,11 +338,17 @@ impl Watch {
         let held = |of: fn(&Sums) -> u64| snapshot.sums.iter().map(|(_, sums)| of(sums)).sum();
         let live_bytes = held(Sums::live_bytes);
         self.recent.push(snapshot.elapsed, live_bytes);
+        // What grows while a service warms up says nothing.
+        let is_warm = self.options.warmup.is_none() || self.mark_ns.is_some();
         Figures {
             live_bytes,
             live_blocks: held(Sums::live_blocks),
-            growth_per_minute: self.recent.per_minute(),
-            growing_sites: self.growing_sites.load(Ordering::Relaxed),
+            growth_per_minute: self.recent.per_minute().filter(|_| is_warm),
+            growing_sites: if is_warm {
+                self.growing_sites.load(Ordering::Relaxed)
+            } else {
+                0
+            },
             memory: self.memory,
             memory_limit: MemoryLimit::tightest(
                 self.memory.cgroup_limit,

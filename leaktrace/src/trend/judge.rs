@@ -11,8 +11,9 @@ use super::{
 };
 use crate::model::{Rate, Trend, Verdict};
 
-/// Shorter than this tells nothing.
-const EARLY: Duration = Duration::from_secs(60);
+/// Shorter than this tells nothing: a minute, less the time between two looks, so that
+/// a trace of 60 s is long enough.
+const EARLY: Duration = Duration::from_secs(59);
 /// At most so many cells are looked at, at least half as many after a minute.
 const CELLS: u64 = 40;
 /// What moves up and down falls back by this share of what it held.

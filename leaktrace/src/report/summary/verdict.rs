@@ -148,13 +148,12 @@ fn growing(report: &Report) -> impl Iterator<Item = &Site> {
 /// `LIKELY LEAK: 1 site grew steadily at 36.1 MiB/min and makes 96 % of the growth
 /// of RSS (+372 of +388 MiB).`
 fn likely_leaks(report: &Report, page: &mut Page) {
-    let rate: f64 = growing(report).map(Site::growth).sum();
-    let rate = quantity::growth(rate);
+    let together: f64 = growing(report).map(Site::growth).sum();
+    let rate = quantity::growth(together);
     let rate = rate.trim_start_matches('+');
-    let surest = growing(report)
-        .filter_map(|site| site.trend)
-        .map(|trend| trend.confidence)
-        .fold(0.0, f64::max);
+    // What grows fastest counts most.
+    let weighed = |site: &Site| site.trend.map_or(0.0, |it| it.confidence) * site.growth();
+    let sure = growing(report).map(weighed).sum::<f64>() / together.max(f64::MIN_POSITIVE);
     let (title, sites, together, make) = match report.growing.len() {
         1 => ("LIKELY LEAK", "1 site".to_owned(), "", "makes"),
         count => (
@@ -172,7 +171,7 @@ fn likely_leaks(report: &Report, page: &mut Page) {
     );
     let mut facts = vec![format!(
         "How sure: {}, after {}",
-        quantity::percent_whole(surest),
+        quantity::percent_whole(sure.clamp(0.0, 1.0)),
         quantity::duration(observed(report))
     )];
     facts.extend(
@@ -182,6 +181,9 @@ fn likely_leaks(report: &Report, page: &mut Page) {
             .map(table::common_caller_text)
             .map(|text| capital(&text)),
     );
+    if growing(report).all(|site| site.sums.live_blocks() == 0) {
+        facts.push("All of it was given back at last, while the process ended".to_owned());
+    }
     page.say(Look::Plain, format!("{}.", facts.join(". ")));
     forecast(report, Resource::Memory, page);
 }
