@@ -159,6 +159,10 @@ impl Judge<'_> {
     /// A rise that becomes ever faster, at its last pace: by the lowest points or old
     /// things, and by a view that no other excludes.
     fn speeding_up(&self) -> Option<Line> {
+        // A few jumps, each larger than the last, are a pool that doubles.
+        if !self.grid.moves_late() {
+            return None;
+        }
         let views = self.views.iter().skip(1);
         let late = |view: &View| view.late();
         let fast = views

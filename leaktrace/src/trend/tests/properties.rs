@@ -164,7 +164,7 @@ proptest! {
     }
 
     #[test]
-    fn a_trace_of_less_than_a_minute_tells_nothing(rate in 0..1000_u64, seconds in 0..60_u64) {
+    fn a_trace_of_less_than_a_minute_tells_nothing(rate in 0..1000_u64, seconds in 0..59_u64) {
         let trend = judge((0..=seconds).map(|second| sample(second, 1 + rate * second, 1 + second, 0)));
         prop_assert_eq!(trend.verdict, Verdict::TooEarly);
     }
