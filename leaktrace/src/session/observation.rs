@@ -139,13 +139,7 @@ impl Observation {
             (&mut self.threads, memory.threads),
         ] {
             if let Some(held) = value {
-                history.push(Sample {
-                    at,
-                    held,
-                    made: held,
-                    gone: 0,
-                    aged: None,
-                });
+                history.push(Sample::level(at, held));
             }
         }
     }

@@ -42,6 +42,12 @@ const ENDS: [f64; 12] = [
     0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95,
 ];
 
+/// Spans over time constant of what grows exponentially. Faster than these it would
+/// be one jump at the end.
+const EXPLOSIONS: [f64; 5] = [1.0, 2.0, 3.0, 4.5, 6.0];
+/// Powers of time of what is made ever faster.
+const RAMPS: [f64; 3] = [1.5, 2.0, 3.0];
+
 /// Points on which curves are tried.
 struct Trial<'a> {
     points: &'a [Point],
@@ -173,6 +179,25 @@ impl Bend {
     }
 }
 
+/// How sure it is that points rise along a curve that speeds up, as a score; 0 when
+/// none of those explains them better than a line.
+pub(super) fn speeding_up(points: &[Point], carried: f64) -> f64 {
+    let sure = || {
+        let trial = Trial::of(points, carried)?;
+        let straight = trial.fit(|time| time)?;
+        let explosions = EXPLOSIONS.map(|speed| trial.fit(|time| (speed * time).exp_m1()));
+        let ramps = RAMPS.map(|power| trial.fit(|time| time.powf(power)));
+        let best = explosions
+            .into_iter()
+            .chain(ramps)
+            .flatten()
+            .filter(|fit| fit.slope > 0.0 && fit.rest < straight.rest)
+            .min_by(|a, b| a.rest.total_cmp(&b.rest))?;
+        Some(best.line(trial.freedom(), carried).score())
+    };
+    sure().unwrap_or(0.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +236,15 @@ mod tests {
             let bend = bend(|time| time.min(end));
             assert!(bend.slows() && bend.remaining < 0.75, "{end}: {bend:?}");
         }
+    }
+
+    #[test]
+    fn what_speeds_up_is_told_from_a_line_and_from_one_jump() {
+        let sure = |curve: fn(f64) -> f64| speeding_up(&points(curve), 1.0);
+        assert!(sure(|time| time * time) > 10.0);
+        assert!(sure(|time| (time / 60.0).exp()) > 10.0);
+        assert_eq!(sure(|time| 1.0 - (-time / 100.0).exp()), 0.0);
+        assert!(sure(|time| if time < 285.0 { 0.0 } else { 100.0 }) < 4.0);
     }
 
     #[test]

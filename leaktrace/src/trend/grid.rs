@@ -52,7 +52,18 @@ impl Grid {
 
     /// In how many cells what is held moved.
     pub fn moving(&self) -> usize {
-        let moved = |cell: &&GridCell| cell.low < cell.high;
-        self.whole().iter().filter(moved).count()
+        moving(self.whole())
     }
+
+    /// Whether it moved in most of the cells of the second half.
+    pub fn moves_late(&self) -> bool {
+        let cells = self.whole();
+        let late = &cells[cells.len() / 2..];
+        moving(late) * 2 > late.len()
+    }
+}
+
+fn moving(cells: &[GridCell]) -> usize {
+    let moved = |cell: &&GridCell| cell.low < cell.high;
+    cells.iter().filter(moved).count()
 }

@@ -91,7 +91,9 @@ impl Judge<'_> {
             verdict,
             confidence: match (verdict, rise) {
                 (Verdict::Growing, Rise::Steady(line)) => {
-                    confidence(verdict, observed) - 0.1 * (view::BELIEVED - line.score()).exp()
+                    // What is believed along a curve is not doubted for its line.
+                    let doubt = (view::BELIEVED - line.score()).min(0.0).exp();
+                    confidence(verdict, observed) - 0.1 * doubt
                 }
                 _ => confidence(verdict, observed),
             }
@@ -111,8 +113,7 @@ impl Judge<'_> {
     }
 
     fn verdict(&self, rise: &Rise, observed: Duration, steady: Duration) -> Verdict {
-        let made = self.last.made.saturating_sub(self.first.made);
-        let gone = self.last.gone.saturating_sub(self.first.gone);
+        let (made, gone) = self.turnover();
         // Half of the time nothing happened.
         let still = steady * 2 >= observed && self.grid.quiet() * 2 >= self.grid.whole().len();
         let rises_for_good =
@@ -132,14 +133,51 @@ impl Judge<'_> {
                 Verdict::Sawtooth
             }
             // Rises, but not so that anything could be said of how.
-            Rise::None if gone < made / 2 && self.grid.rises_late() => Verdict::Filling,
+            Rise::None if gone < made / 2 && self.grid.rises_late() => Verdict::TooEarly,
             Rise::None if made > 0 && gone >= made / 10 => Verdict::Churn,
             Rise::None => Verdict::Flat,
         }
     }
 
-    /// Whether it rises for good: by the clearest view that no other excludes.
+    /// Things made and things given back, since the first look.
+    fn turnover(&self) -> (u64, u64) {
+        let (first, last) = (&self.first, &self.last);
+        (
+            last.made.saturating_sub(first.made),
+            last.gone.saturating_sub(first.gone),
+        )
+    }
+
+    /// Whether it rises for good, evenly or ever faster.
     fn rise(&self) -> Rise {
+        match self.even_rise() {
+            even @ Rise::Steady(_) => even,
+            uneven => self.speeding_up().map_or(uneven, Rise::Steady),
+        }
+    }
+
+    /// A rise that becomes ever faster, at its last pace: by the lowest points or old
+    /// things, and by a view that no other excludes.
+    fn speeding_up(&self) -> Option<Line> {
+        // A few jumps, each larger than the last, are a pool that doubles.
+        if !self.grid.moves_late() {
+            return None;
+        }
+        let views = self.views.iter().skip(1);
+        let late = |view: &View| view.late();
+        let fast = views
+            .filter(|view| !self.follows_load(view))
+            .filter_map(View::speeds_up)
+            .filter(|fast| {
+                let mut others = self.views.iter().filter_map(late);
+                !others.any(|other| other.excludes(fast.line.slope))
+            })
+            .max_by(|a, b| a.line.score().total_cmp(&b.line.score()));
+        fast.map(|fast| fast.line)
+    }
+
+    /// Whether it rises for good: by the clearest view that no other excludes.
+    fn even_rise(&self) -> Rise {
         let straight = self.straightest();
         let Some(view) = straight.or(self.views.first()) else {
             return Rise::None;
@@ -193,6 +231,11 @@ impl Judge<'_> {
     /// Whether no more rises than is made: what is held of a churn follows a load
     /// that rises.
     fn follows_load(&self, view: &View) -> bool {
+        let (made, gone) = self.turnover();
+        // What is kept adds up; it is no churn.
+        if gone < made / 2 {
+            return false;
+        }
         // All views of what is held do when the finest does.
         let (view, base) = if view.aged {
             (Some(view), 0.0)

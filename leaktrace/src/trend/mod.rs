@@ -21,10 +21,12 @@
 //! 4. **Bending.** `bend` sets curves that slow down (exponential approach, powers of
 //!    time, a line that ends) against the line, and against them an approach beside a
 //!    line: a leak behind a cache that has become warm. What slows down is `filling`.
-//! 5. **Going on.** The later half must rise as the whole does.
+//! 5. **Going on.** The later half must rise as the whole does. If it rises faster,
+//!    and is believed by itself, that is a leak that speeds up: a line misses it by
+//!    so much that it isn't sure of a rise, but a power of time or an exponential is.
 //! 6. **The load.** What is held of a churn follows how much is made (Little's law:
 //!    what is held is what is made in a second times how long it lives). A rise that
-//!    the rise of the load explains is none.
+//!    the rise of the load explains is none, unless little is given back.
 //! 7. **Teeth.** `teeth` finds deep falls, their period, and whether enough of them
 //!    have been seen for any verdict.
 //!

@@ -11,7 +11,7 @@
 //! series show that too rarely by themselves.
 
 use super::{
-    bend::{Bend, Beyond},
+    bend::{self, Bend, Beyond},
     grid::{Grid, GridCell},
     history::{AGES, History},
     line::{Line, Point},
@@ -87,6 +87,18 @@ impl View {
         }
     }
 
+    /// The later half of what rises ever faster, when that half alone is believed, too.
+    /// A line misses such a curve by so much that it isn't sure of any rise.
+    pub fn speeds_up(&self) -> Option<Self> {
+        let late = self.late()?;
+        let sure = bend::speeding_up(&self.points, self.line.carried);
+        let late_sure = bend::speeding_up(&late.points, late.line.carried);
+        (late.line.slope >= self.line.slope
+            && sure >= BELIEVED
+            && late.line.score().max(late_sure) >= BELIEVED)
+            .then_some(late)
+    }
+
     /// Whether this, the later half, rises as the whole does, as far as half of the
     /// points can tell.
     fn continues(&self, whole: &Line) -> bool {
@@ -127,7 +139,7 @@ impl View {
     }
 
     /// Its later half.
-    fn late(&self) -> Option<Self> {
+    pub fn late(&self) -> Option<Self> {
         let (first, last) = (self.points.first()?.0, self.points.last()?.0);
         let middle = f64::midpoint(first, last);
         let late = self.points.iter().filter(|point| point.0 >= middle);

@@ -13,10 +13,6 @@ use crate::{
 struct Series {
     first: u64,
     last: u64,
-    /// By how much it rose, all in all.
-    risen: u64,
-    /// By how much it fell.
-    fallen: u64,
     history: History,
 }
 
@@ -41,20 +37,10 @@ impl AllSeries {
             let series = self.0.entry(quantity).or_insert_with(|| Series {
                 first: value,
                 last: value,
-                risen: 0,
-                fallen: 0,
                 history: History::new(),
             });
-            series.risen += value.saturating_sub(series.last);
-            series.fallen += series.last.saturating_sub(value);
             series.last = value;
-            series.history.push(Sample {
-                at: glance.at,
-                held: value,
-                made: series.first + series.risen,
-                gone: series.fallen,
-                aged: None,
-            });
+            series.history.push(Sample::level(glance.at, value));
         }
     }
 

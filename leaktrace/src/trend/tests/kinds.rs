@@ -40,8 +40,9 @@ pub struct Kind {
     pub make: fn(&mut Random) -> Series,
 }
 
-/// All of them, leaks first.
-pub const KINDS: [Kind; 28] = [
+/// All of them: leaks, bounded ones, and leaks that speed up. A kind's series follow
+/// from its place.
+pub const KINDS: [Kind; 32] = [
     Kind {
         name: "leak, steady",
         count: 80,
@@ -181,6 +182,26 @@ pub const KINDS: [Kind; 28] = [
         name: "bounded, clock jumps",
         count: 40,
         make: bounded_with_clock_jumps,
+    },
+    Kind {
+        name: "leak that speeds up",
+        count: 60,
+        make: accelerating_leak,
+    },
+    Kind {
+        name: "leak that speeds up, below a churn",
+        count: 40,
+        make: accelerating_leak_below_churn,
+    },
+    Kind {
+        name: "leak that speeds up, of which only the level is known",
+        count: 40,
+        make: accelerating_level,
+    },
+    Kind {
+        name: "bounded, of which only the level is known",
+        count: 40,
+        make: bounded_level,
     },
 ];
 
@@ -390,6 +411,66 @@ fn slow_leak_below_large_churn(random: &mut Random) -> Series {
     let size = leak_size(random, rate);
     add_leak(&mut blocks, random, rate, size, &load, 0.0);
     hidden_without_ages(leak(&blocks), rate, noise)
+}
+
+/// How a leak becomes ever faster: in proportion to time, 1 on average of five
+/// minutes, so that what is held is a square; or from 1 on doubling every so often.
+fn acceleration(random: &mut Random) -> Vec<f64> {
+    let doubles = random.chance(0.5).then(|| random.scaled(120.0, 600.0));
+    (0..SECONDS)
+        .map(|second| {
+            let time = second as f64;
+            doubles.map_or(time / 150.0, |doubles| (time / doubles).exp2())
+        })
+        .collect()
+}
+
+fn add_accelerating_leak(blocks: &mut Blocks, random: &mut Random, rate: f64, load: &[f64]) {
+    let load = times(&acceleration(random), load);
+    let size = leak_size(random, rate);
+    add_leak(blocks, random, rate, size, &load, 0.0);
+}
+
+fn accelerating_leak(random: &mut Random) -> Series {
+    let mut blocks = Blocks::new();
+    let (rate, load) = (random.scaled(KIB, MIB), steady_load(random));
+    add_accelerating_leak(&mut blocks, random, rate, &load);
+    leak(&blocks)
+}
+
+fn accelerating_leak_below_churn(random: &mut Random) -> Series {
+    let mut blocks = Blocks::new();
+    let (rate, load) = (random.scaled(KIB, MIB), steady_load(random));
+    let lives = Lives::some(random, 0.05, 10.0);
+    let churn = rate * random.scaled(1.0, 100.0);
+    let churn_size = random.scaled(16.0, 10.0 * KIB);
+    add_churn(&mut blocks, random, churn, churn_size, lives, &load);
+    let noise = noise(&blocks);
+    add_accelerating_leak(&mut blocks, random, rate, &load);
+    hidden_without_ages(leak(&blocks), rate, noise)
+}
+
+/// The memory of a process, in pages, beside what it holds anyway.
+fn level(random: &mut Random, series: Series) -> Series {
+    let anyway = random.scaled(MIB, 1024.0 * MIB) as u64;
+    let level = |sample: &Sample| {
+        let held = (anyway + sample.held).next_multiple_of(4096);
+        Sample::level(sample.at, held)
+    };
+    Series {
+        samples: series.samples.iter().map(level).collect(),
+        ..series
+    }
+}
+
+fn accelerating_level(random: &mut Random) -> Series {
+    let series = accelerating_leak(random);
+    level(random, series)
+}
+
+fn bounded_level(random: &mut Random) -> Series {
+    let series = some_bounded(random);
+    level(random, series)
 }
 
 fn leak_in_bursts(random: &mut Random) -> Series {
@@ -890,11 +971,15 @@ fn leak_with_clock_jumps(random: &mut Random) -> Series {
     jumping(random, series)
 }
 
-fn bounded_with_clock_jumps(random: &mut Random) -> Series {
-    let series = match random.below(3) {
+fn some_bounded(random: &mut Random) -> Series {
+    match random.below(3) {
         0 => large_churn(random),
         1 => random_replacement(random),
         _ => batches(random),
-    };
+    }
+}
+
+fn bounded_with_clock_jumps(random: &mut Random) -> Series {
+    let series = some_bounded(random);
     jumping(random, series)
 }

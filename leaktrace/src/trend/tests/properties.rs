@@ -66,6 +66,28 @@ fn series(steps: &[(u64, u64, u64, u64)], scale: u64, give_back: bool) -> Vec<Sa
     each.collect()
 }
 
+#[test]
+fn what_speeds_up_grows_known_by_its_things_or_only_by_its_level() {
+    let mut curves: Vec<Box<dyn Fn(f64) -> f64>> = vec![Box::new(|time| 300.0 * time * time)];
+    for doubles in [120.0, 240.0, 600.0] {
+        curves.push(Box::new(move |time| 1e6 * (time / doubles).exp2()));
+    }
+    for (curve, held) in curves.iter().enumerate() {
+        for end in [120, 300, 600, 900, 1800] {
+            let looks = (0..=end).map(|second| (second, held(second as f64) as u64));
+            let things = looks
+                .clone()
+                .map(|(second, held)| sample(second, held, held / 100, 0));
+            let level =
+                looks.map(|(second, held)| Sample::level(Duration::from_secs(second), held));
+            for trend in [judge(things), judge(level)] {
+                let verdict = trend.verdict;
+                assert_eq!(verdict, Verdict::Growing, "curve {curve} after {end} s");
+            }
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn nothing_panics_and_bounds_are_in_order(samples in prop::collection::vec(senseless(), 0..200)) {
@@ -142,7 +164,7 @@ proptest! {
     }
 
     #[test]
-    fn a_trace_of_less_than_a_minute_tells_nothing(rate in 0..1000_u64, seconds in 0..60_u64) {
+    fn a_trace_of_less_than_a_minute_tells_nothing(rate in 0..1000_u64, seconds in 0..59_u64) {
         let trend = judge((0..=seconds).map(|second| sample(second, 1 + rate * second, 1 + second, 0)));
         prop_assert_eq!(trend.verdict, Verdict::TooEarly);
     }
