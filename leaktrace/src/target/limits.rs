@@ -163,9 +163,7 @@ mod tests {
         command.args(options).args(["sleep", "1000"]);
         let child = Running::start(&mut command);
         let process = Process::open(child.pid()).unwrap();
-        super::super::test_process::wait_until("it sleeps", || {
-            process.read("comm").unwrap() == b"sleep\n"
-        });
+        super::super::test_process::wait_until_asleep(&process);
         (child, process)
     }
 

@@ -49,7 +49,7 @@ mod tests {
     use std::{path::PathBuf, process::Command};
 
     use super::{
-        super::test_process::{Running, sleep, wait_until},
+        super::test_process::{Running, sleep, wait_until, wait_until_asleep},
         *,
     };
 
@@ -82,7 +82,7 @@ mod tests {
         ]);
         let child = Running::start(&mut command);
         let process = Process::open(child.pid()).unwrap();
-        wait_until("it sleeps", || process.read("comm").unwrap() == b"sleep\n");
+        wait_until_asleep(&process);
         // It has also what the test itself inherited.
         let listed = fs::read_dir(format!("/proc/{}/fd", child.pid()))
             .unwrap()

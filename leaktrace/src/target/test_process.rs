@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::Process;
+
 /// Ends its child when the test is over, however it ends.
 pub(crate) struct Running(pub(crate) Child);
 
@@ -55,4 +57,13 @@ pub(crate) fn install(content: &[u8], to: &Path) {
         .unwrap();
     assert!(status.success());
     std::fs::remove_file(source).unwrap();
+}
+
+/// Waits until a process, which was just started, is the program `sleep` and sleeps:
+/// before that its loader still opens and maps files.
+pub(crate) fn wait_until_asleep(process: &Process) {
+    wait_until("it sleeps", || {
+        let stat = process.read("stat").unwrap_or_default();
+        stat.windows(10).any(|words| words == b" (sleep) S")
+    });
 }
