@@ -9,16 +9,18 @@ use crate::{
     explain::{self, Evidence},
     forecast,
     model::{
-        Forecast, Limit, MemoryMap, MemorySample, ProcessTrends, Rate, Resource, RssGrowth, Trend,
-        Verdict,
+        Forecast, Limit, MemoryMap, MemorySample, ProcessTrends, Rate, Resource, RssGrowth, Sums,
+        Trend, Verdict,
     },
     target::{Process, limits, memory_map},
 };
 
-/// What there is at the start.
+/// What there is at the start, or at the mark.
 pub struct AtStart {
     memory: MemorySample,
     map: Option<MemoryMap>,
+    /// What traced blocks hold: bytes and blocks.
+    held: (u64, u64),
 }
 
 /// What there is at the end: to be read when the probes are gone, since it takes
@@ -33,10 +35,11 @@ pub struct AtEnd {
 
 impl AtStart {
     /// Lists the mappings.
-    pub fn read(process: &Process, memory: MemorySample) -> Self {
+    pub fn read(process: &Process, memory: MemorySample, sums: &[(u64, Sums)]) -> Self {
         Self {
             memory,
             map: memory_map::survey(process).ok(),
+            held: held(sums.iter().map(|(_, sums)| sums)),
         }
     }
 }
@@ -70,15 +73,14 @@ impl AtEnd {
         sites: &Sites,
     ) -> Option<RssGrowth> {
         snapshot.memory_read?;
-        let totals = &sites.totals;
+        let (bytes, blocks) = held([&sites.totals].into_iter());
         explain::explain(&Evidence {
             then: &start.memory,
             now: &snapshot.memory,
             map_then: start.map.as_ref(),
             map_now: self.map.as_ref(),
-            // Of any age: those that a filter hides are held, too.
-            live_bytes: totals.alloc_bytes.saturating_sub(totals.freed_bytes),
-            live_blocks: totals.alloc_blocks.saturating_sub(totals.freed_blocks),
+            live_bytes: bytes.saturating_sub(start.held.0),
+            live_blocks: blocks.saturating_sub(start.held.1),
             is_glibc: self.is_glibc,
             filtered: snapshot.counters.events[Counter::Filtered as usize] > 0,
             free: self.free,
@@ -105,6 +107,16 @@ impl AtEnd {
         .filter_map(|(resource, rate)| forecast::first(resource, &rate?, &self.limits))
         .collect()
     }
+}
+
+/// Bytes and blocks of any age: those that a filter hides are held, too.
+fn held<'a>(sums: impl Iterator<Item = &'a Sums>) -> (u64, u64) {
+    sums.fold((0, 0), |(bytes, blocks), sums| {
+        (
+            bytes + sums.alloc_bytes.saturating_sub(sums.freed_bytes),
+            blocks + sums.alloc_blocks.saturating_sub(sums.freed_blocks),
+        )
+    })
 }
 
 fn rate_of(trend: Option<Trend>) -> Option<Rate> {

@@ -86,7 +86,7 @@ enum Job {
     Table(Snapshot),
     Write(Snapshot),
     /// Growth counts from here.
-    Mark(Snapshot),
+    Mark(Snapshot, AtStart),
     /// Conditions that have come true, one at least.
     Alert(Snapshot, Vec<Firing>),
     Finish(Box<Last>),
@@ -180,8 +180,8 @@ impl Reporter {
     }
 
     /// Sets the mark from which growth counts.
-    pub fn mark(&self, snapshot: Snapshot) {
-        let _ = self.jobs.send(Job::Mark(snapshot));
+    pub fn mark(&self, snapshot: Snapshot, at_mark: AtStart) {
+        let _ = self.jobs.send(Job::Mark(snapshot, at_mark));
     }
 
     /// Tells of conditions that have come true.
@@ -233,7 +233,8 @@ impl Workshop {
                         failures.collect::<String>() + summary::written(&written).trim_start();
                     say_aside(text.trim_end().to_owned());
                 }
-                Job::Mark(snapshot) => {
+                Job::Mark(snapshot, at_mark) => {
+                    self.common.at_start = at_mark;
                     self.observe(&snapshot);
                     let since_mark = self.options.since_mark;
                     self.observation.mark(&snapshot, since_mark);

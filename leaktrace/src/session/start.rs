@@ -248,7 +248,7 @@ pub fn observe(
     let (now, files) = lock(&mappings).current(&process);
     symbolizer.update(&now, &files);
     let memory_at_start = memory::sample(&process);
-    let at_start = AtStart::read(&process, memory_at_start);
+    let at_start = AtStart::read(&process, memory_at_start, &[]);
     let outputs = outputs(options, &process, &live.started);
     let screen = screen(options, &outputs)?;
     let mut lines = explanation(&plan, &live.attachment.entry_sites, options);

@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     TraceOptions,
     brake::{Brake, CostWatch, Period},
-    memory_account::AtEnd,
+    memory_account::{AtEnd, AtStart},
     plan::Plan,
     progress::Progress,
     reporter::{Finished, Last, Reporter},
@@ -370,7 +370,9 @@ impl Watch {
         // First the time: what is made from now on may be in the sums already.
         self.mark_ns = Some(snapshot::now_ns());
         self.recent = Recent::default();
-        reporter.mark(self.snapshot(maps, rate, false)?);
+        let snapshot = self.snapshot(maps, rate, false)?;
+        let at_mark = AtStart::read(&self.process, self.memory, &snapshot.sums);
+        reporter.mark(snapshot, at_mark);
         Ok(())
     }
 

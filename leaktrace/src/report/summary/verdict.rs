@@ -6,7 +6,7 @@ use leaktrace_common::counter::Counter;
 
 use super::{Page, capital, covered};
 use crate::{
-    model::{EndReason, Forecast, Report, Resource, Site, Trend, Verdict},
+    model::{EndReason, Forecast, MemorySample, Report, Resource, Site, Trend, Verdict},
     report::{forecast, growth, line::Look, name, quantity, table},
 };
 
@@ -122,11 +122,18 @@ pub(super) fn is_early(report: &Report) -> bool {
 
 /// Whether memory grew much more than the blocks that were seen.
 pub(super) fn is_unexplained(report: &Report) -> bool {
-    let (then, now) = (report.memory_at_start.rss, report.memory.rss);
-    let grown = now
-        .zip(then)
-        .map_or(0, |(now, then)| now.saturating_sub(then));
-    grown >= NOTEWORTHY && report.totals.live_bytes() < grown / 2
+    report
+        .rss_growth
+        .as_ref()
+        .is_some_and(|growth| growth.grown >= NOTEWORTHY && growth.explained() < 0.5)
+}
+
+/// The process's memory at the start, or at the mark, from which growth counts.
+fn memory_then(report: &Report) -> &MemorySample {
+    report
+        .mark
+        .as_ref()
+        .map_or(&report.memory_at_start, |mark| &mark.memory)
 }
 
 /// Growth of RSS below this is not worth an explanation.
@@ -191,14 +198,9 @@ pub(super) fn likely_leaks(report: &Report, page: &mut Page) {
 /// `96 % of the growth of RSS (+372 of +388 MiB)`; nothing when memory hardly grew.
 fn share_of_growth(report: &Report) -> Option<String> {
     const NOTEWORTHY: u64 = 1 << 20;
-    let resident =
-        |sample: &crate::model::MemorySample| Some(sample.rss? + sample.swap.unwrap_or(0));
+    let resident = |sample: &MemorySample| Some(sample.rss? + sample.swap.unwrap_or(0));
     report.memory_read?;
-    let then = report
-        .mark
-        .as_ref()
-        .map_or(&report.memory_at_start, |mark| &mark.memory);
-    let grown = resident(&report.memory)?.checked_sub(resident(then)?)?;
+    let grown = resident(&report.memory)?.checked_sub(resident(memory_then(report))?)?;
     let minutes = observed(report).as_secs_f64() / 60.0;
     let sites: f64 = growing(report)
         .map(|site| site.growth_per_minute * minutes)
@@ -343,14 +345,13 @@ fn per_minute(trend: &Trend) -> String {
 fn beside_rss(report: &Report) -> String {
     let text = rss_growth(report);
     match report.mark {
-        // What else is told counts from there.
-        Some(_) => format!("Since the start: {text}"),
+        Some(_) => format!("Since the mark: {text}"),
         None => text,
     }
 }
 
 fn rss_growth(report: &Report) -> String {
-    let (Some(then), Some(now)) = (report.memory_at_start.rss, report.memory.rss) else {
+    let (Some(then), Some(now)) = (memory_then(report).rss, report.memory.rss) else {
         return "RSS could not be read.".to_owned();
     };
     if report.memory_read.is_none() {
