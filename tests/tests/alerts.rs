@@ -324,12 +324,18 @@ fn objects(stdout: &str) -> Result<Vec<Value>> {
         .lines()
         .map(|line| serde_json::from_str(line).with_context(|| format!("in {line:?}")))
         .collect::<Result<_>>()?;
+    let mut sequence = 0;
     for (index, object) in objects.iter().enumerate() {
         let is_last = index + 1 == objects.len();
         ensure!(object["end"].is_null() != is_last, "{object}");
-        ensure!(object["sequence"] == index + 1, "{}", object["sequence"]);
+        let number = object["sequence"].as_u64().context("no number")?;
+        ensure!(number > sequence, "{number} after {sequence}");
+        sequence = number;
         ensure!(object["schema_version"] == 1, "{object}");
     }
+    // On a busy machine a table is left out when the next is due.
+    let most = objects.len() as u64 * 3 / 2;
+    ensure!(sequence <= most, "{} of {sequence}", objects.len());
     Ok(objects)
 }
 
@@ -363,7 +369,7 @@ fn slow_reader() -> Result<()> {
         "--format",
         "json-lines",
         "--interval",
-        "10ms",
+        "40ms",
         "--max-overhead",
         "off",
     ])?;

@@ -12,7 +12,7 @@
 //! | --- | --- |
 //! | `schema_version` | 1 |
 //! | `tool` | `name`, `version` |
-//! | `sequence` | of objects printed by `--format json-lines`: their number, from 1, the last report's included; where one is missing, nobody read it in time. `null` in files |
+//! | `sequence` | of objects printed by `--format json-lines`: their number, from 1, the last report's included; where one is missing, nobody read it in time, or the next was due before it was made. `null` in files |
 //! | `process` | `pid`, `name`, `exe`, `started` |
 //! | `started` | when events began to count |
 //! | `taken` | when this report was taken |
