@@ -407,6 +407,29 @@ pub struct Frame {
     pub kind: FrameKind,
 }
 
+/// Functions by which the C library begins a program or a thread.
+const BEGINNINGS: [&str; 9] = [
+    "_start",
+    "_dl_start_user",
+    "__libc_start_main",
+    "__libc_start_call_main",
+    "start_thread",
+    "clone",
+    "clone3",
+    "__clone",
+    "__clone3",
+];
+
+impl Frame {
+    /// Whether it is the C library's beginning of a program or a thread, which every
+    /// stack passes through.
+    #[must_use]
+    pub fn is_beginning(&self) -> bool {
+        let symbol = self.symbol.as_deref();
+        symbol.is_some_and(|symbol| BEGINNINGS.contains(&symbol))
+    }
+}
+
 /// Whose function a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameKind {

@@ -7,22 +7,6 @@ use crate::model::{CommonCaller, Frame, FrameKind};
 /// A common caller explains at least this much of the growth.
 const ENOUGH: f64 = 0.9;
 
-/// Functions that all stacks of a thread pass through and that say nothing.
-const BEGINNINGS: [&str; 12] = [
-    "main",
-    "_start",
-    "__libc_start_main",
-    "__libc_start_call_main",
-    "start_thread",
-    "clone",
-    "clone3",
-    "__clone",
-    "__clone3",
-    "execute_native_thread_routine",
-    "std::rt::lang_start",
-    "__rust_begin_short_backtrace",
-];
-
 /// The function nearest to the allocations that at least nine tenths of the
 /// growth pass through, given stacks from the allocating function outwards with
 /// their growth; `None` when there is none but those in which threads begin, or
@@ -43,9 +27,9 @@ pub fn of(
         let mut met = HashSet::new();
         let callers = frames
             .iter()
-            .filter(|frame| frame.kind == FrameKind::Program)
+            .filter(|frame| frame.kind == FrameKind::Program && !frame.is_beginning())
             .filter_map(|frame| frame.symbol.as_deref())
-            .filter(|name| !is_beginning(name) && !is_library(name));
+            .filter(|name| !is_of_runtime(name) && !is_library(name));
         for (distance, name) in callers.enumerate() {
             // A function that calls itself counts once, where it is innermost.
             if met.insert(name) {
@@ -78,12 +62,13 @@ struct Function {
     distance: usize,
 }
 
-fn is_beginning(name: &str) -> bool {
-    BEGINNINGS
-        .iter()
-        .any(|beginning| name == *beginning || name.starts_with(&format!("{beginning}::")))
-        || name.contains("__rust_begin_short_backtrace")
-        || name.contains("lang_start")
+/// Functions of the languages' runtimes that all stacks pass through as well, beside
+/// [`Frame::is_beginning`], and that say nothing.
+fn is_of_runtime(name: &str) -> bool {
+    ["main", "execute_native_thread_routine"].contains(&name)
+        || ["__rust_begin_short_backtrace", "lang_start"]
+            .iter()
+            .any(|part| name.contains(part))
 }
 
 #[cfg(test)]
@@ -185,6 +170,16 @@ mod tests {
         assert_eq!((found.stacks, found.growing), (2, 5));
         assert!((found.share - 100.0 / 105.0).abs() < 1e-9);
         assert_eq!(of(&growing, (300, 20.0), is_library), None);
+    }
+
+    #[test]
+    fn what_is_in_a_module_called_main_is_the_programs() {
+        let found = cause(&[
+            (&["malloc", "main::load", "main::main", "main"], 1.0),
+            (&["malloc", "main::parse", "main::load", "main"], 1.0),
+        ])
+        .unwrap();
+        assert_eq!(found.function, "main::load");
     }
 
     #[test]

@@ -13,30 +13,14 @@ const LIBRARIES: &[&str] = &[
     "hashbrown::",
 ];
 
-/// Functions below which a thread has no other.
-const BEGINS: &[&str] = &[
-    "start_thread",
-    "clone",
-    "clone3",
-    "__clone",
-    "_start",
-    "_dl_start_user",
-    "__libc_start_main",
-    "__libc_start_call_main",
-];
-
 /// The frames from the first on that is not the library's; all, when only the
 /// beginning of a thread would be left.
 #[must_use]
 pub fn own_frames(frames: &[Frame]) -> &[Frame] {
     let is_left_out = |frame: &Frame| frame.symbol.as_deref().is_some_and(is_standard);
     let own = frames.iter().position(|frame| !is_left_out(frame));
-    let is_begin = |frame: &Frame| {
-        let name = frame.symbol.as_deref().unwrap_or_default();
-        BEGINS.contains(&name)
-    };
     match own {
-        Some(own) if !frames[own..].iter().all(is_begin) => &frames[own..],
+        Some(own) if !frames[own..].iter().all(Frame::is_beginning) => &frames[own..],
         _ => frames,
     }
 }
